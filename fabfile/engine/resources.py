@@ -1,0 +1,285 @@
+"""The nouns a task is made of, and the form in which they travel to the target.
+
+A resource says how one thing on the target shall be; it holds no code that runs there (that is `agent.py`).
+Resources are frozen; each has an `id` such as `file:/etc/rsyslog.d/10-knockmap.conf`, unique within one plan.
+Restarts and rule files point at resource *objects*, so a typo is a NameError and not a silent no-op.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# Above this size a file's bytes do not travel in the manifest: the agent asks for them if its own differ.
+INLINE_BYTES = 256 * 1024
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resource:
+    """What all resources share.
+
+    `when` limits a resource to targets where a fact has a value, for example `("logger", "rsyslog")`; elsewhere
+    it does not exist and is not counted. The facts are those of `agent.FACTS`.
+    """
+
+    when: tuple[str, str] | None = None
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def id(self) -> str:
+        return f"{type(self).__name__.lower()}:{self.name}"
+
+    def wire(self) -> dict[str, Any]:
+        """The JSON object for the agent: plain values, other resources as their ids."""
+        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"kind": type(self).__name__.lower(), "id": self.id, "name": self.name, **fields}
+
+
+@dataclass(frozen=True)
+class File(Resource):
+    """A whole file of ours.
+
+    Exactly one of: `text` (rendered content, may hold `@@fact.X@@` and `@@secret.X@@`, filled in on the target),
+    `source` (a local file, sent byte for byte), `absent=True`, or none of them: then the file shall exist with
+    these rights and its content is data that we never touch.
+    `validate` is an argv that must succeed before the file is renamed into place (`{path}` is the new file);
+    `verify` is one that must succeed with the file in place, else the former content comes back.
+    `mode` None leaves the rights of a file that is already there.
+    """
+
+    path: str
+    text: str | None = None
+    source: Path | None = None
+    absent: bool = False
+    mode: int = 0o644
+    owner: str = "root"
+    group: str = "root"
+    validate: tuple[str, ...] = ()
+    verify: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if sum((self.text is not None, self.source is not None, self.absent)) > 1:
+            raise ValueError(f"{self.path}: give one of text, source and absent")
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    @property
+    def blob(self) -> tuple[str, Path] | None:
+        """(sha256, local path) of content that is too large for the manifest, else None."""
+        if self.source is None or self.source.stat().st_size <= INLINE_BYTES:
+            return None
+        stat = self.source.stat()
+        return _sha256(self.source, stat.st_size, stat.st_mtime_ns), self.source
+
+    def wire(self) -> dict[str, Any]:
+        wire = super().wire()
+        del wire["source"]
+        if blob := self.blob:
+            wire["blob"] = {"sha256": blob[0], "size": blob[1].stat().st_size}
+        elif self.source is not None:
+            wire["base64"] = base64.b64encode(self.source.read_bytes()).decode()
+        return wire
+
+
+@dataclass(frozen=True)
+class Directory(Resource):
+    """A directory with these rights; what is in it is not ours."""
+
+    path: str
+    mode: int = 0o755
+    owner: str = "root"
+    group: str = "root"
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class Link(Resource):
+    """A symbolic link at `path` with the literal text `target`."""
+
+    path: str
+    target: str
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, init=False)
+class Package(Resource):
+    """Debian packages that shall be installed, by one apt-get run: `Package("rsyslog", "logrotate")`."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str, when: tuple[str, str] | None = None) -> None:
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "when", when)
+
+    @property
+    def name(self) -> str:
+        return ",".join(self.names)
+
+
+@dataclass(frozen=True)
+class User(Resource):
+    """A system user with a group of the same name, no password and no shell."""
+
+    user: str
+    home: str = "/nonexistent"
+
+    @property
+    def name(self) -> str:
+        return self.user
+
+
+@dataclass(frozen=True)
+class Service(Resource):
+    """A systemd unit (with its suffix). `running` and `enabled` None leave that property alone.
+
+    The unit is restarted (or reloaded) when one of these resources changed since it last was, also when the run
+    that changed it broke off before it came to the unit.
+    """
+
+    unit: str
+    running: bool | None = True
+    enabled: bool | None = True
+    restart_on: tuple[Resource, ...] = ()
+    reload_on: tuple[Resource, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.unit
+
+
+@dataclass(frozen=True)
+class Rules(Resource):
+    """A chain that we own, in iptables and ip6tables, entered from the top of `hook`.
+
+    `load` and `unload` are argv lists of a program on the target; `files` are the resources it loads from: their
+    content stands for the wanted rules, what the kernel showed after loading is what later runs compare with.
+    """
+
+    chain: str
+    hook: str
+    load: tuple[str, ...]
+    unload: tuple[str, ...]
+    files: tuple[File, ...]
+
+    @property
+    def name(self) -> str:
+        return self.chain
+
+
+@dataclass(frozen=True)
+class Secret(Resource):
+    """A random secret of `bits` bits, born on the target in its root-only folder, if it is not there yet."""
+
+    secret: str
+    bits: int = 128
+
+    @property
+    def name(self) -> str:
+        return self.secret
+
+
+@dataclass(frozen=True)
+class Command(Resource):
+    """An argv list that runs as root only while its guard says so: `unless` exits non-zero.
+
+    After it ran, the guard must succeed. `undo` is run by `fab undo` (with `undo_unless` no guard is needed).
+    """
+
+    title: str
+    argv: tuple[str, ...]
+    unless: tuple[str, ...]
+    undo: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.unless:
+            raise ValueError(f"command {self.title!r} needs a guard (unless)")
+
+    @property
+    def name(self) -> str:
+        return self.title
+
+
+Plan = Mapping[str, Sequence[Resource]]
+"""Task name -> its resources, both in order of application."""
+
+
+def manifest(plan: Plan) -> list[dict[str, Any]]:
+    """The wire form of a plan: a flat list in order, each object with its `task`.
+
+    Raises ValueError when two resources of the plan have the same id but differ.
+    """
+    seen: dict[str, Resource] = {}
+    wire = []
+    for task, resources in plan.items():
+        for resource in resources:
+            first = seen.setdefault(resource.id, resource)
+            if first is resource:
+                wire.append({"task": task, **resource.wire()})
+            elif first != resource:
+                raise ValueError(f"{task}: {resource.id} is already planned with other properties")
+    return wire
+
+
+def blobs(plan: Plan) -> dict[str, Path]:
+    """sha256 -> local path of every large file of the plan."""
+    files = (r for resources in plan.values() for r in resources if isinstance(r, File))
+    return dict(blob for file in files if (blob := file.blob))
+
+
+@lru_cache
+def render(template: str, **values: Any) -> str:
+    """The text of `files/<template>`, headed by a `#` line that names knockmap and this source.
+
+    A name that ends in `.j2` is a Jinja2 template; raises jinja2.UndefinedError for a value that it lacks.
+    """
+    path = ROOT / "files" / template
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".j2":
+        import jinja2  # costs 40 ms, and a task without a template does not need it
+
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # noqa: S701 - not HTML
+        text = environment.from_string(text).render(**values)
+    shebang, body = text.split("\n", 1) if text.startswith("#!") else ("", text)
+    header = f"# Managed by knockmap (files/{template}): changes made here are lost at the next deploy.\n"
+    return f"{shebang}\n{header}{body}" if shebang else header + body
+
+
+@lru_cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash of a large file; size and mtime are there so that the cache forgets a file that changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
+
+
+def _slow(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Resource):
+        return value.id
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,148 @@
+"""Every tunable of knockmap: its default, its reason, and where its value comes from.
+
+In order of strength: the environment (`KNOCKMAP_SSH_PORT=2022`), the `knockmap:` section of fabric.yaml, the
+default below. A wrong or unknown setting is refused by name before anything connects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+PREFIX = "KNOCKMAP_"
+
+
+class SettingError(ValueError):
+    """A setting that is unknown or cannot be: the message names it, its value and what would do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One value for each topic; tasks read nothing else."""
+
+    # What `deploy` installs: Elasticsearch, Logstash and Kibana, or the small collector for small machines.
+    stack: Literal["elastic", "embedded"] = "elastic"
+    # Taken when no -H is given; as one would write them after -H.
+    hosts: tuple[str, ...] = ()
+
+    # Where sshd listens in the end. Port 22 is what we watch, so it cannot be that.
+    ssh_port: int = 2222
+    # Leaves only post-quantum key exchange; refused unless the very same client library can still log in.
+    ssh_strict: bool = False
+    # How long the target waits for the proof login over the new port before it goes back, in seconds.
+    ssh_revert_seconds: int = 300
+
+    # What happens to a logged SYN to port 22: nothing, or it is dropped, or refused.
+    knock_policy: Literal["log", "drop", "reject"] = "log"
+    # Lines per second that are logged at most, for IPv4 and for IPv6; the rest is counted. A flood must not fill the disk.
+    knock_limit: int = 500
+    knock_burst: int = 1000
+
+    # Rotation of /var/log/iptables.log: a day, or this size before the day is over, and how many are kept.
+    log_rotate_megabytes: int = 50
+    log_rotate_keep: int = 14
+
+    # The collector forgets events that are older, and the oldest ones when its database grows beyond.
+    collector_retention_days: int = 400
+    collector_retention_megabytes: int = 1024
+
+    # Which free GeoIP data `deploy` brings along; own .mmdb files (paths on the operator's machine) win.
+    geo_source: Literal["dbip-city", "country", "none"] = "dbip-city"
+    geo_databases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, (good, wanted) in _LIMITS.items():
+            if not good(getattr(self, name)):
+                raise SettingError(f"{name} = {getattr(self, name)!r}: must be {wanted}")
+
+
+def _between(low: int, high: int) -> tuple[Any, str]:
+    return (lambda value: low <= value <= high), f"from {low} to {high}"
+
+
+_LIMITS: dict[str, tuple[Any, str]] = {
+    "ssh_port": (
+        lambda port: 1 <= port <= 65535 and port not in (22, 80, 443),
+        "a free TCP port from 1 to 65535, and not 22 (that one is watched), 80 or 443 (Apache's)",
+    ),
+    "ssh_revert_seconds": _between(5, 3600),
+    "knock_limit": _between(1, 10_000),
+    "knock_burst": _between(1, 100_000),
+    "log_rotate_megabytes": _between(1, 10_000),
+    "log_rotate_keep": _between(1, 365),
+    "collector_retention_days": _between(1, 3650),
+    "collector_retention_megabytes": _between(16, 1_000_000),
+    "geo_databases": (
+        lambda paths: all(path.endswith(".mmdb") and Path(path).expanduser().is_file() for path in paths),
+        "paths of .mmdb files that exist on this machine",
+    ),
+    "hosts": (
+        lambda hosts: all(re.fullmatch(r"[^\s,]+", host) for host in hosts),
+        "host names or user@host:port",
+    ),
+}
+
+
+def load(section: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings from fabric.yaml's `knockmap:` section and the environment.
+
+    Raises SettingError for an unknown name, a value of the wrong type and one out of range.
+    """
+    environ = os.environ if environ is None else environ
+    named = {key[len(PREFIX) :].lower(): value for key, value in environ.items() if key.startswith(PREFIX)}
+    types = typing.get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for origin, given in (("fabric.yaml", dict(section or {})), ("the environment", named)):
+        for name, value in given.items():
+            if name not in types:
+                raise SettingError(f"{name}: no such setting (from {origin}); there are: {', '.join(types)}")
+            values[name] = _convert(name, value, types[name], origin)
+    return Settings(**values)
+
+
+def _convert(name: str, value: Any, wanted: Any, origin: str) -> Any:
+    """A value of the environment (text) or of YAML in the type of its field."""
+    try:
+        return _CONVERTERS[typing.get_origin(wanted) or wanted](value, wanted)
+    except (ValueError, TypeError, KeyError):
+        choices = typing.get_args(wanted) if typing.get_origin(wanted) is Literal else ()
+        what = f"one of {', '.join(choices)}" if choices else _WORDS[typing.get_origin(wanted) or wanted]
+        raise SettingError(f"{name} = {value!r} (from {origin}): must be {what}") from None
+
+
+def _boolean(value: Any, wanted: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[str(value).lower()]
+
+
+def _integer(value: Any, wanted: Any) -> int:
+    if isinstance(value, bool):
+        raise ValueError
+    return int(str(value))
+
+
+def _choice(value: Any, wanted: Any) -> str:
+    if value not in typing.get_args(wanted):
+        raise ValueError
+    return str(value)
+
+
+def _strings(value: Any, wanted: Any) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else list(value)
+    return tuple(str(item).strip() for item in items if str(item).strip())
+
+
+_CONVERTERS: dict[Any, Any] = {bool: _boolean, int: _integer, Literal: _choice, tuple: _strings}
+_WORDS = {bool: "true or false", int: "a whole number", tuple: "a list, or names separated by commas"}
+
+
+def names() -> list[str]:
+    """The names of all settings, in the order of their topics."""
+    return [field.name for field in dataclasses.fields(Settings)]
