@@ -87,6 +87,7 @@ class File(Resource):
     def wire(self) -> dict[str, Any]:
         wire = super().wire()
         del wire["source"]
+        wire["data"] = self.text is None and self.source is None and not self.absent
         if blob := self.blob:
             wire["blob"] = {"sha256": blob[0], "size": blob[1].stat().st_size}
         elif self.source is not None:
@@ -267,7 +268,11 @@ def render(template: str, **values: Any) -> str:
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Hash of a large file; size and mtime are there so that the cache forgets a file that changed."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _slow(file)
+        )
 
 
 def _slow(file: Any) -> str:

@@ -1,0 +1,290 @@
+"""The agent on a folder that stands for a target: the real program, no root, no network."""
+
+from __future__ import annotations
+
+import getpass
+import grp
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fabfile.engine import agent
+from fabfile.engine.resources import Command, Directory, File, Link, Resource, Secret, manifest
+
+ME = {"owner": getpass.getuser(), "group": grp.getgrgid(os.getgid()).gr_name}
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for folder in ("etc", "usr", "var/lib"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(agent, "ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Send a job to the agent through its real frames; gives the events, without `start` and `end`."""
+
+    def send(
+        *resources: Resource, mode: str = "apply", task: str = "t", answer: bytes = b"", **job: Any
+    ) -> Any:
+        job = {"mode": mode, "diff": True, "resources": manifest({task: resources}), **job}
+        body = json.dumps(job).encode()
+        stdin = io.TextIOWrapper(io.BytesIO(b"%d\n" % len(body) + body + answer))
+        monkeypatch.setattr("sys.stdin", stdin)
+        for state in (agent.changed_ids, agent.observed, agent.facts, agent.job_units):
+            state.clear()
+        monkeypatch.setattr(agent, "gone", False)
+        agent.main()
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert events.pop() == {"event": "end"}
+        return [event for event in events if event["event"] != "start"]
+
+    return send
+
+
+def undo(run: Run, *, check: bool = False, **options: Any) -> list[dict[str, Any]]:
+    wanted = {"tasks": [], "packages": False, "data": False, "keep_edited": False, **options}
+    return run(mode="undo", undo=wanted, check=check)
+
+
+def statuses(events: list[dict[str, Any]]) -> list[str]:
+    return [event["status"] for event in events if event["event"] == "result"]
+
+
+def snapshot(root: Path) -> dict[str, Any]:
+    """Everything below root: type, mode, content, time."""
+    return {
+        str(path.relative_to(root)): (
+            path.lstat().st_mode,
+            path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None,
+            path.lstat().st_mtime_ns if path.is_file() else None,
+        )
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def test_writes_a_new_file_with_its_mode_and_says_so(run: Run, root: Path) -> None:
+    (event,) = run(File("/etc/a", text="one\n", mode=0o640, **ME))
+    assert (event["status"], event["message"]) == ("changed", "new")
+    assert "+one" in event["diff"]
+    assert (root / "etc/a").read_text() == "one\n"
+    assert (root / "etc/a").stat().st_mode & 0o7777 == 0o640
+
+
+def test_second_run_changes_nothing(run: Run) -> None:
+    plan = [
+        Directory("/etc/d", **ME),
+        File("/etc/d/a", text="one\n", **ME),
+        Link("/etc/l", "d/a"),
+        Secret("web"),
+    ]
+    assert statuses(run(*plan)) == ["changed"] * 4
+    assert statuses(run(*plan)) == ["ok"] * 4
+
+
+def test_repairs_content_mode_and_link_after_drift(run: Run, root: Path) -> None:
+    plan = [File("/etc/a", text="one\n", **ME), File("/etc/b", text="b", **ME), Link("/etc/l", "a")]
+    run(*plan)
+    (root / "etc/a").write_text("two\n")
+    (root / "etc/b").chmod(0o600)
+    (root / "etc/l").unlink()
+    assert [e["message"] for e in run(*plan)] == ["content", "mode 0600 → 0644", "new"]
+    assert (root / "etc/a").read_text() == "one\n"
+
+
+def test_check_writes_nothing_and_shows_what_apply_then_does(run: Run, root: Path) -> None:
+    (root / "etc/old").write_text("old\n")
+    plan = [
+        Directory("/etc/d", **ME),
+        File("/etc/d/a", text="one @@secret.web@@\n", **ME),
+        File("/etc/old", text="new\n", **ME),
+        Secret("web"),
+        Command("make x", ("touch", str(root / "etc/x")), unless=("test", "-e", str(root / "etc/x"))),
+    ]
+    plan.insert(0, plan.pop(3))
+    before = snapshot(root)
+    would = run(*plan, mode="check")
+    assert snapshot(root) == before
+    assert statuses(would) == ["changed"] * 5
+    assert [e["id"] for e in run(*plan) if e["status"] == "changed"] == [e["id"] for e in would]
+
+
+def test_undo_puts_back_bytes_modes_times_and_leaves_no_trace(run: Run, root: Path) -> None:
+    (root / "etc/a").write_bytes(b"mine\xff\n")
+    (root / "etc/a").chmod(0o600)
+    os.utime(root / "etc/a", ns=(1, 1_600_000_000_123_456_789))
+    (root / "etc/l").symlink_to("elsewhere")
+    before = snapshot(root)
+    plan = [
+        Secret("web"),
+        Directory("/etc/d", **ME),
+        File("/etc/d/b", text="@@secret.web@@", mode=0o600, **ME),
+        File("/etc/a", text="ours\n", **ME),
+        Link("/etc/l", "a"),
+    ]
+    run(*plan)
+    run(File("/etc/a", text="ours again\n", **ME))
+    assert statuses(undo(run)) == ["changed"] * 5
+    assert snapshot(root) == before
+
+
+def test_undo_of_one_task_leaves_the_others(run: Run, root: Path) -> None:
+    run(File("/etc/a", text="a", **ME), task="one")
+    run(File("/etc/b", text="b", **ME), task="two")
+    undo(run, tasks=["one"])
+    assert not (root / "etc/a").exists() and (root / "etc/b").exists()
+
+
+def test_undo_refuses_an_edited_file_before_it_touches_anything(run: Run, root: Path) -> None:
+    (root / "etc/a").write_text("theirs\n")
+    run(File("/etc/a", text="ours\n", **ME), File("/etc/b", text="b\n", **ME))
+    (root / "etc/a").write_text("edited\n")
+    before = snapshot(root)
+    refused, skipped = sorted(undo(run), key=lambda event: event["status"])
+    assert (refused["status"], skipped["status"]) == ("failed", "skipped")
+    assert "-ours" in refused["diff"] and "+edited" in refused["diff"]
+    assert snapshot(root) == before
+    undo(run, keep_edited=True)
+    assert (root / "etc/a").read_text() == "edited\n" and not (root / "etc/b").exists()
+
+
+def test_undo_keeps_data_unless_told(run: Run, root: Path) -> None:
+    run(File("/etc/log", mode=0o640, **ME), Directory("/etc/db", **ME))
+    (root / "etc/log").write_text("a line")
+    (root / "etc/db/rows").write_text("rows")
+    events = undo(run)
+    assert all("--data" in event["message"] for event in events)
+    assert (root / "etc/log").read_text() == "a line" and (root / "etc/db/rows").exists()
+    undo(run, data=True)
+    assert not (root / "etc/log").exists() and not (root / "etc/db").exists()
+
+
+def test_a_refused_file_never_gets_into_place(run: Run, root: Path) -> None:
+    (root / "etc/a").write_text("good\n")
+    plan = File("/etc/a", text="bad\n", validate=("grep", "-q", "good", "{path}"), **ME)
+    (event,) = run(plan)
+    assert event["status"] == "failed" and "not in place" in event["message"]
+    assert (root / "etc/a").read_text() == "good\n"
+    assert [path.name for path in (root / "etc").iterdir()] == ["a"]
+
+
+def test_a_file_that_breaks_the_whole_is_taken_back(run: Run, root: Path) -> None:
+    (root / "etc/a").write_text("good\n")
+    (event,) = run(File("/etc/a", text="bad\n", verify=("grep", "-q", "good", str(root / "etc/a")), **ME))
+    assert event["status"] == "failed" and "what was there before is back" in event["message"]
+    assert (root / "etc/a").read_text() == "good\n"
+
+
+def test_the_first_failure_stops_and_the_rest_is_skipped(run: Run, root: Path) -> None:
+    events = run(
+        File("/etc/a", text="a", **ME),
+        File("/nowhere/b", text="b", **ME),
+        File("/etc/c", text="c", **ME),
+    )
+    assert statuses(events) == ["changed", "failed", "skipped"]
+    assert not (root / "etc/c").exists()
+
+
+def test_a_command_runs_only_while_its_guard_fails(run: Run, root: Path) -> None:
+    mark = str(root / "etc/mark")
+    command = Command("mark", ("sh", "-c", f"echo x >> {mark}"), unless=("test", "-e", mark))
+    assert statuses(run(command) + run(command)) == ["changed", "ok"]
+    assert (root / "etc/mark").read_text() == "x\n"
+
+
+def test_secrets_are_random_private_and_never_shown(run: Run, root: Path) -> None:
+    plan = [Secret("web", bits=160), File("/etc/a", text="key @@secret.web@@\n", mode=0o600, **ME)]
+    events = run(*plan)
+    secret = (root / "var/lib/knockmap/secrets/web").read_text()
+    assert len(secret) == 32 and (root / "etc/a").read_text() == f"key {secret}\n"
+    assert secret not in json.dumps(events)
+    assert (root / "var/lib/knockmap/secrets/web").stat().st_mode & 0o777 == 0o600
+
+
+def large_file(tmp_path: Path, size: int = 3 << 20) -> Path:
+    source = tmp_path / "big.mmdb"
+    source.write_bytes(os.urandom(size))
+    return source
+
+
+def frames(data: bytes) -> bytes:
+    out = b""
+    for start in range(0, len(data), 1 << 20):
+        packed = zlib.compress(data[start : start + (1 << 20)])
+        out += b"%d\n" % len(packed) + packed
+    return out + b"0\n"
+
+
+def test_a_large_file_is_asked_for_once_and_then_known(run: Run, root: Path, tmp_path: Path) -> None:
+    source = large_file(tmp_path)
+    plan = File("/etc/big", source=source, **ME)
+    events = run(plan, answer=frames(source.read_bytes()))
+    assert [e["event"] for e in events] == ["need", "result"]
+    assert (root / "etc/big").read_bytes() == source.read_bytes()
+    assert statuses(run(plan)) == ["ok"]
+
+
+def test_a_broken_transfer_goes_on_where_it_stopped(run: Run, root: Path, tmp_path: Path) -> None:
+    source = large_file(tmp_path)
+    plan, data = File("/etc/big", source=source, **ME), source.read_bytes()
+    events = run(plan, answer=frames(data[: 1 << 20])[:-2])
+    assert statuses(events) == ["failed"] and not (root / "etc/big").exists()
+    events = run(plan, answer=frames(data[1 << 20 :]))
+    assert events[0]["offset"] == 1 << 20
+    assert hashlib.sha256((root / "etc/big").read_bytes()).digest() == hashlib.sha256(data).digest()
+
+
+def test_a_file_of_data_gets_rights_but_keeps_its_content(run: Run, root: Path) -> None:
+    (root / "etc/log").write_text("precious")
+    run(File("/etc/log", mode=0o600, **ME))
+    assert (root / "etc/log").read_text() == "precious"
+    assert (root / "etc/log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_resource_for_another_kind_of_target_does_not_exist(run: Run, root: Path) -> None:
+    assert run(File("/etc/a", text="a", when=("logger", "syslog-ng"), **ME)) == []
+    assert statuses(run(File("/etc/a", text="@@fact.logger@@", when=("logger", "rsyslog"), **ME))) == [
+        "changed"
+    ]
+    assert (root / "etc/a").read_text() == "rsyslog"
+
+
+def test_an_interrupted_run_does_not_swallow_the_restart(root: Path) -> None:
+    agent.Journal().await_restart("ssh.service", "file:/etc/a")
+    assert agent.Journal().pending == {"ssh.service": ["file:/etc/a"]}
+    agent.Journal().restarted("ssh.service")
+    assert agent.Journal().pending == {}
+
+
+def test_a_folder_where_a_file_shall_be_is_left_alone(run: Run, root: Path) -> None:
+    (root / "etc/a").mkdir()
+    (event,) = run(File("/etc/a", text="a", **ME))
+    assert event["status"] == "failed" and "move it away" in event["message"]
+    assert (root / "etc/a").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("Err:1 x\n  Temporary failure resolving 'mirror.example'\n", "cannot resolve mirror.example"),
+        ("E: Unable to locate package nosuch\n", "no package nosuch"),
+        ("E: Release file for x is not valid yet (invalid for another 2h)\n", "clock"),
+        ("E: You don't have enough free space in /var/cache/apt/archives/.\n", "disk is full"),
+        (
+            "Cannot initiate the connection to h:80 (::1). - connect (101: Network is unreachable)\n",
+            "network",
+        ),
+    ],
+)
+def test_apt_says_its_cause_in_one_sentence(output: str, said: str) -> None:
+    assert said in agent.apt_cause(output)
