@@ -257,7 +257,7 @@ def render(template: str, **values: Any) -> str:
     if path.suffix == ".j2":
         import jinja2  # costs 40 ms, and a task without a template does not need it
 
-        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)  # noqa: S701 - not HTML
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         text = environment.from_string(text).render(**values)
     shebang, body = text.split("\n", 1) if text.startswith("#!") else ("", text)
     header = f"# Managed by knockmap (files/{template}): changes made here are lost at the next deploy.\n"

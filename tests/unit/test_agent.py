@@ -8,6 +8,9 @@ import hashlib
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fabfile.engine import agent
+from fabfile.engine.agent import facts, item, journal, machine, main, packages, program, units, wire
 from fabfile.engine.resources import Command, Directory, File, Link, Resource, Secret, manifest
 
 ME = {"owner": getpass.getuser(), "group": grp.getgrgid(os.getgid()).gr_name}
@@ -26,7 +29,7 @@ Run = Callable[..., list[dict[str, Any]]]
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("etc", "usr", "var/lib"):
         (tmp_path / folder).mkdir(parents=True)
-    monkeypatch.setattr(agent, "ROOT", str(tmp_path))
+    monkeypatch.setattr(machine, "ROOT", str(tmp_path))
     return tmp_path
 
 
@@ -41,10 +44,10 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         body = json.dumps(job).encode()
         stdin = io.TextIOWrapper(io.BytesIO(b"%d\n" % len(body) + body + answer))
         monkeypatch.setattr("sys.stdin", stdin)
-        for state in (agent.changed_ids, agent.observed, agent.facts, agent.job_units):
+        for state in (item.changed_ids, item.observed, facts.facts, units.job_units):
             state.clear()
-        monkeypatch.setattr(agent, "gone", False)
-        agent.main()
+        monkeypatch.setattr(wire, "gone", False)
+        main.main()
         events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert events.pop() == {"event": "end"}
         return [event for event in events if event["event"] != "start"]
@@ -260,10 +263,10 @@ def test_a_resource_for_another_kind_of_target_does_not_exist(run: Run, root: Pa
 
 
 def test_an_interrupted_run_does_not_swallow_the_restart(root: Path) -> None:
-    agent.Journal().await_restart("ssh.service", "file:/etc/a")
-    assert agent.Journal().pending == {"ssh.service": ["file:/etc/a"]}
-    agent.Journal().restarted("ssh.service")
-    assert agent.Journal().pending == {}
+    journal.Journal().await_restart("ssh.service", "file:/etc/a")
+    assert journal.Journal().pending == {"ssh.service": ["file:/etc/a"]}
+    journal.Journal().restarted("ssh.service")
+    assert journal.Journal().pending == {}
 
 
 def test_a_folder_where_a_file_shall_be_is_left_alone(run: Run, root: Path) -> None:
@@ -287,4 +290,27 @@ def test_a_folder_where_a_file_shall_be_is_left_alone(run: Run, root: Path) -> N
     ],
 )
 def test_apt_says_its_cause_in_one_sentence(output: str, said: str) -> None:
-    assert said in agent.apt_cause(output)
+    assert said in packages.apt_cause(output)
+
+
+def test_the_program_is_one_source_that_answers_over_real_pipes() -> None:
+    body = json.dumps(
+        {"mode": "check", "diff": False, "resources": manifest({"t": [File("/nowhere/a", text="")]})}
+    )
+    source, job = program(), body.encode()
+    loader = "import sys;b=sys.stdin.buffer;exec(compile(b.read(int(b.readline())),'agent','exec'))"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", "-c", loader],
+        input=b"%d\n" % len(source) + source + b"%d\n" % len(job) + job,
+        capture_output=True,
+        check=True,
+    )
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["start", "result", "end"]
+    assert events[1]["status"] == "changed"
+
+
+def test_the_agent_needs_nothing_but_the_standard_library() -> None:
+    source = program().decode()
+    imported = set(re.findall(r"(?:^|\\n)(?:import|from) (\w+)", source))
+    assert imported <= set(sys.stdlib_module_names)

@@ -1,0 +1,152 @@
+"""Bring every resource to what it shall be: observe, compare, apply, observe again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from . import wire
+from .accounts import User
+from .commands import Command
+from .facts import fact
+from .files import Directory, File, Link, Secret
+from .item import Item, changed_ids
+from .journal import Journal
+from .machine import at, must, run
+from .packages import Package, apt_get, wait_for_locks
+from .rules import Rules
+from .units import Service, job_units
+from .wire import Failure, Have, Want, emit
+
+FREE_BYTES = 64 << 20  # a change is not begun with less than this on the disk
+
+
+KINDS: dict[str, type[Item]] = {
+    kind.__name__.lower(): kind
+    for kind in (File, Directory, Link, Package, User, Service, Rules, Secret, Command)
+}
+
+
+TARGET = {"id": "target", "task": ""}  # stands for the machine itself where no resource is to blame
+
+
+def converge(job: dict[str, Any]) -> None:
+    """Bring every resource to what it shall be, in order. The first failure stops; the rest are skipped."""
+    check = job["mode"] == "check"
+    journal = Journal()
+    wants = [
+        want for want in job["resources"] if not want["when"] or fact(want["when"][0]) == want["when"][1]
+    ]
+    job_units.extend(want["unit"] for want in wants if want["kind"] == "service")
+    broken = False
+    if not check:
+        broken = not attempt(TARGET, partial(preflight, job, wants, journal))
+    for want in wants:
+        if broken or wire.gone:
+            emit("result", id=want["id"], task=want["task"], status="skipped", message="")
+            continue
+        emit("start", id=want["id"], task=want["task"])
+        broken = not attempt(want, partial(settle, want, wants, journal, check, job["diff"]))
+
+
+def attempt(want: Want, work: Callable[[], None]) -> bool:
+    """Run `work`; what goes wrong becomes a failed result. Returns whether all went well."""
+    try:
+        work()
+        return True
+    except Failure as failure:
+        message, output = str(failure), failure.output
+    except OSError as error:
+        message, output = f"{error.strerror} ({error.filename or want['id']})", ""
+    emit("result", id=want["id"], task=want["task"], status="failed", message=message, output=output)
+    return False
+
+
+def settle(want: Want, wants: list[Want], journal: Journal, check: bool, diff: bool) -> None:
+    item = KINDS[want["kind"]](want, journal)
+    have, wanted = item.observe(), item.wanted()
+    differing = [key for key in wanted if have.get(key) != wanted[key]]
+    if not differing:
+        emit("result", id=want["id"], task=want["task"], status="ok", message="")
+        return
+    shown = {"diff": item.diff(have)} if diff else {}
+    if not check:
+        journal.before(want, have)
+        for service in (w for w in wants if w["kind"] == "service"):
+            if want["id"] in service["restart_on"] + service["reload_on"]:
+                journal.await_restart(service["unit"], want["id"])
+        item.apply(have)
+        now, wanted = item.observe(), item.wanted()
+        for key in wanted:
+            if now.get(key) != wanted[key]:
+                raise Failure(
+                    f"{key} is still {now.get(key)!r} after it was applied; it shall be {wanted[key]!r}"
+                )
+        journal.after(want, now)
+    if want["kind"] not in ("service", "rules"):
+        changed_ids.add(want["id"])
+    emit(
+        "result",
+        id=want["id"],
+        task=want["task"],
+        status="changed",
+        message=describe(have, wanted, differing),
+        **shown,
+    )
+
+
+def describe(have: Have, wanted: Have, differing: list[str]) -> str:
+    """A few words on what differed: `mode 0600 → 0644`, `content`, `missing rsyslog`."""
+    if "type" in differing:
+        return (
+            "removed"
+            if wanted["type"] == "absent"
+            else "new"
+            if have["type"] == "absent"
+            else f"was a {have['type']}"
+        )
+    words = {
+        "sha256": "content",
+        "v4": "IPv4 rules",
+        "v6": "IPv6 rules",
+        "current": "restart",
+        "done": "",
+        "present": "generated",
+    }
+    words |= {"missing": "install " + " ".join(have.get("missing", []))}
+    for key in differing:
+        if key == "mode":
+            words[key] = f"mode {have[key]:04o} → {wanted[key]:04o}"
+        elif key not in words:
+            words[key] = f"{key} {have.get(key)} → {wanted[key]}"
+    return ", ".join(words[key] for key in differing if words[key])
+
+
+def preflight(job: dict[str, Any], wants: list[Want], journal: Journal) -> None:
+    """Find what would stop us half-way while nothing has been touched yet."""
+    needed = FREE_BYTES + sum(
+        w["blob"]["size"] for w in wants if w.get("blob") and File(w, journal).observe() == {"type": "absent"}
+    )
+    for folder in ("/etc", "/var/lib", "/usr"):
+        free = os.statvfs(at(folder))
+        if free.f_bavail * free.f_frsize < needed:
+            raise Failure(
+                f"the disk of {folder} has {free.f_bavail * free.f_frsize >> 20} MiB left and {needed >> 20} MiB are "
+                "needed, so nothing was touched; make room (see `df -h`) and run again"
+            )
+    missing = [n for w in wants if w["kind"] == "package" for n in Package(w, journal).observe()["missing"]]
+    if not missing:
+        return
+    skew = time.time() - job.get("time", time.time())
+    if abs(skew) > 86400:
+        raise Failure(
+            f"the target's clock is {abs(skew) / 3600:.0f} hours {'ahead' if skew > 0 else 'behind'}, so apt would trust no archive; set it (`timedatectl`) and run again; nothing was touched"
+        )
+    if run("dpkg", "--audit").stdout.strip():
+        wait_for_locks("target")
+        must("dpkg was interrupted before and could not be repaired", "dpkg", "--configure", "-a")
+        emit("notice", text="an interrupted dpkg was repaired first (dpkg --configure -a)")
+    apt_get("target", "install", "--download-only", *missing)

@@ -1,0 +1,57 @@
+"""What only the target knows: facts about it, and secrets that were born on it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+from .machine import at, read_text
+from .paths import STATE
+
+
+def fact_logger() -> str:
+    """Who writes the kernel's lines: installing rsyslog would remove an installed syslog-ng, so we look first."""
+    return "syslog-ng" if os.path.exists(at("/usr/sbin/syslog-ng")) else "rsyslog"
+
+
+def fact_log_owner() -> str:
+    """Ubuntu's rsyslogd drops to the user syslog and must own what it opens anew."""
+    try:
+        with open(at("/etc/rsyslog.conf"), encoding="utf-8") as file:
+            found = re.search(r"^\$PrivDropToUser\s+(\S+)", file.read(), re.M)
+    except FileNotFoundError:
+        # Not installed yet: Ubuntu's package brings the user with it.
+        found = re.search(r"^ID=(ubuntu)$", read_text("/etc/os-release"), re.M)
+        return "syslog" if found else "root"
+    return found[1] if found else "root"
+
+
+FACTS: dict[str, Callable[[], str]] = {"logger": fact_logger, "log_owner": fact_log_owner}
+facts: dict[str, str] = {}
+
+
+def fact(name: str) -> str:
+    if name not in facts:
+        facts[name] = FACTS[name]()
+    return facts[name]
+
+
+def secret_path(name: str) -> str:
+    return f"{STATE}/secrets/{name}"
+
+
+def substitute(text: str) -> str | None:
+    """The text with its `@@fact.X@@` and `@@secret.X@@`; None while a secret is not born yet."""
+    missing = False
+
+    def value(match: re.Match[str]) -> str:
+        nonlocal missing
+        if match[1] == "fact":
+            return fact(match[2])
+        found = read_text(secret_path(match[2]))
+        missing = missing or not found
+        return found.strip()
+
+    done = re.sub(r"@@(fact|secret)\.([\w-]+)@@", value, text)
+    return None if missing else done

@@ -1,0 +1,171 @@
+"""Debian packages, and what can go wrong with apt."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+import subprocess
+import time
+from typing import Any
+
+from . import wire
+from .item import Item, forget_observations, observed
+from .machine import ENVIRONMENT, at, read_text, run
+from .wire import Failure, Have, emit
+
+LOCK_SECONDS = 600  # how long we wait for apt, dpkg and another run of ours
+
+
+class Package(Item):
+    def wanted(self) -> Have:
+        return {"missing": []}
+
+    def observe(self) -> Have:
+        return {"missing": [name for name in self.want["names"] if name not in installed()]}
+
+    def apply(self, have: Have) -> None:
+        former = installed()
+        refuse_removals(self.want["names"])
+        apt_get(self.want["id"], "install", *self.want["names"])
+        forget_observations()
+        added = self.journal.entries[self.want["id"]].get("added", []) + sorted(installed() - former)
+        self.journal.entries[self.want["id"]]["added"] = added
+
+    def unchanged_since(self, now: Have, after: Have) -> bool:
+        return True  # a package that the operator removed himself needs no undoing
+
+    def restore(self, before: Have, options: dict[str, Any]) -> str:
+        added = [
+            name for name in self.journal.entries[self.want["id"]].get("added", []) if name in installed()
+        ]
+        if not added:
+            return ""
+        if not options["packages"]:
+            return f"kept: {' '.join(added)} (--packages removes them)"
+        removed = re.findall(r"^(?:Remv|Purg) (\S+)", run("apt-get", "-s", "purge", *added).stdout, re.M)
+        if others := sorted(set(removed) - set(added)):
+            return f"kept: {' '.join(added)}, since {' '.join(others)} needs them by now"
+        apt_get(self.want["id"], "purge", *added)
+        forget_observations()
+        return ""
+
+
+def installed() -> set[str]:
+    if "installed" not in observed:
+        lines = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n").stdout.splitlines()
+        observed["installed"] = {line.split()[0] for line in lines if line.split()[1:] == ["ii"]}
+    return observed["installed"]  # type: ignore[no-any-return]
+
+
+def refuse_removals(names: list[str]) -> None:
+    plan = run("apt-get", "-s", "install", "--no-install-recommends", *names).stdout
+    if removed := re.findall(r"^Remv (\S+)", plan, re.M):
+        raise Failure(
+            f"installing {' '.join(names)} would remove {' '.join(removed)}, so nothing was installed; "
+            "settle that by hand first"
+        )
+
+
+APT_CAUSES = (  # what apt prints -> what it means to the operator
+    (
+        r"Temporary failure resolving '?([^' \n]*)",
+        "the target cannot resolve {0}: check its DNS (/etc/resolv.conf)",
+    ),
+    (r"Could not resolve '?([^' \n]*)", "the target cannot resolve {0}: check its DNS (/etc/resolv.conf)"),
+    (
+        r"is not valid yet|not live until|invalid for another",
+        "the target's clock is wrong (see `timedatectl`), so apt trusts no archive",
+    ),
+    (r"No space left on device|enough free space", "the target's disk is full (see `df -h`)"),
+    (
+        r"Network is unreachable|[Cc]onnection timed out|Unable to connect to (\S+)|Could not connect to (\S+)",
+        "the target does not reach its apt archive: check its network, or its sources in /etc/apt",
+    ),
+    (r"Unable to locate package (\S+)", "its apt sources have no package {0}: check /etc/apt/sources.list.d"),
+)
+
+
+def apt_get(id: str, *argv: str) -> None:
+    """Run apt-get with its output as progress; waits for locks, refreshes old package lists, explains failures."""
+    wait_for_locks(id)
+    if argv[0] == "install" and not lists_are_fresh():
+        apt_run(id, "update")
+    rc, output = apt_run(id, *argv)
+    if rc and argv[0] == "install":  # the lists can be older than the archive: look again, once
+        apt_run(id, "update")
+        rc, output = apt_run(id, *argv)
+    if rc:
+        raise Failure(f"apt-get {argv[0]} failed: {apt_cause(output)}", output)
+
+
+def apt_cause(output: str) -> str:
+    for pattern, meaning in APT_CAUSES:
+        if found := re.search(pattern, output):
+            return meaning.format(*(group or "" for group in found.groups()))
+    return "its last lines follow"
+
+
+def lists_are_fresh() -> bool:
+    lists = at("/var/lib/apt/lists")
+    names = [name for name in os.listdir(lists) if name.endswith(("_Packages", "_Packages.lz4", "Release"))]
+    return any(time.time() - os.path.getmtime(f"{lists}/{name}") < 86400 for name in names)
+
+
+def apt_run(id: str, *argv: str) -> tuple[int, str]:
+    options = (
+        "-q",
+        "-y",
+        "-o",
+        f"DPkg::Lock::Timeout={LOCK_SECONDS}",
+        "-o",
+        "Dpkg::Options::=--force-confold",
+    )
+    extra = ("--no-install-recommends",) if argv[0] == "install" else ("-o", "Acquire::Retries=1")
+    process = subprocess.Popen(
+        ["apt-get", *options, *extra, *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=ENVIRONMENT,
+        start_new_session=True,  # a hang-up of our channel must not reach dpkg in the middle of its work
+    )
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        emit("progress", id=id, text=f"apt-get {argv[0]}: {line.strip()[:100]}")
+    return process.wait(), "".join(lines)
+
+
+def wait_for_locks(id: str) -> None:
+    """apt-get itself waits for dpkg's lock only, and says nothing meanwhile."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    for path in ("/var/lib/dpkg/lock-frontend", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"):
+        while (holder := lock_holder(path)) is not None:
+            if time.monotonic() > deadline:
+                raise Failure(
+                    f"{path} is still held by {holder} after {LOCK_SECONDS} s; nothing was installed"
+                )
+            emit("progress", id=id, text=f"waiting for apt's lock, held by {holder}")
+            if wire.gone:
+                raise Failure("stopped while waiting for apt's lock")
+            time.sleep(1)
+
+
+def lock_holder(path: str) -> str | None:
+    """Who holds the fcntl lock on `path`, such as "process 812 (apt-get)"; None if it is free."""
+    try:
+        with open(at(path), "rb") as file:
+            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+            kind, _, _, _, pid = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except FileNotFoundError:
+        return None
+    return (
+        None
+        if kind == fcntl.F_UNLCK
+        else f"process {pid} ({read_text(f'/proc/{pid}/comm').strip() or 'unknown'})"
+    )

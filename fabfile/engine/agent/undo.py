@@ -1,0 +1,125 @@
+"""Put back what the journal knows, newest first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from functools import partial
+from typing import Any
+
+from . import wire
+from .converge import KINDS, attempt
+from .files import content_at, text_diff
+from .item import Item
+from .journal import Journal
+from .machine import at, must, run
+from .paths import STATE
+from .wire import Have, emit
+
+
+def undo(job: dict[str, Any]) -> None:
+    """Put back what the journal knows, newest first. Refuses, before anything is touched, where somebody edited since."""
+    options, check, journal = job["undo"], job["mode"] == "check" or job.get("check", False), Journal()
+    chosen = [
+        id
+        for id, e in reversed(journal.entries.items())
+        if not options["tasks"] or e["task"] in options["tasks"]
+    ]
+    items = {
+        id: KINDS[journal.entries[id]["kind"]](
+            {**journal.entries[id]["want"], "task": journal.entries[id]["task"]}, journal
+        )
+        for id in chosen
+    }
+    edited = {id for id, item in items.items() if is_edited(item, journal.entries[id])}
+    refused = bool(edited) and not options["keep_edited"]
+    restart: dict[str, Have] = {}
+    for id, item in items.items():
+        entry = journal.entries[id]
+        emit("start", id=id, task=entry["task"])
+        if id in edited:
+            tell_edited(item, entry, options["keep_edited"])
+        elif refused or wire.gone:
+            emit("result", id=id, task=entry["task"], status="skipped", message="")
+        elif check:
+            emit("result", id=id, task=entry["task"], status="changed", message="back to what it was")
+        elif not attempt(
+            {"id": id, "task": entry["task"]}, partial(undo_one, item, entry, journal, options, restart)
+        ):
+            refused = True
+    if not check and not refused:
+        finish_undo(restart, journal)
+
+
+def is_edited(item: Item, entry: dict[str, Any]) -> bool:
+    now = item.observe()
+    back = all(now.get(key) == value for key, value in entry["before"].items() if key != "mtime")
+    return not back and not item.unchanged_since(now, entry["after"])
+
+
+def tell_edited(item: Item, entry: dict[str, Any], keep: bool) -> None:
+    now, after = item.observe(), entry["after"]
+    words = [f"{key} {after[key]} → {now.get(key)}" for key in after if now.get(key) != after[key]]
+    what = ", ".join(
+        "content" if word.startswith("sha256") else word for word in words if word[:5] != "mtime"
+    )
+    if keep:
+        emit(
+            "result", id=item.want["id"], task=entry["task"], status="ok", message=f"kept as edited ({what})"
+        )
+        return
+    message = f"changed by somebody since ({what}), so nothing was undone; --keep-edited leaves it and undoes the rest"
+    emit(
+        "result",
+        id=item.want["id"],
+        task=entry["task"],
+        status="failed",
+        message=message,
+        diff=edit_diff(item, entry),
+    )
+
+
+def edit_diff(item: Item, entry: dict[str, Any]) -> str:
+    """What somebody changed in a file since we wrote it."""
+    kept = at(f"{STATE}/journal/objects/{entry['after'].get('sha256')}")
+    if item.want["kind"] != "file" or not os.path.exists(kept):
+        return ""
+    with open(kept, "rb") as file:
+        return text_diff(item.want["path"], file.read(), content_at(item.want["path"]))
+
+
+def undo_one(
+    item: Item, entry: dict[str, Any], journal: Journal, options: dict[str, Any], restart: dict[str, Have]
+) -> None:
+    id, former = item.want["id"], item.observe()
+    kept = item.restore(entry["before"], options)
+    if kept:
+        emit("result", id=id, task=entry["task"], status="ok", message=kept)
+        return
+    if entry["kind"] != "service" and former != item.observe():
+        for other in journal.entries.values():
+            if other["kind"] == "service" and id in other["want"]["restart_on"] + other["want"]["reload_on"]:
+                restart[other["want"]["unit"]] = other["before"]
+    journal.forget(id)
+    emit(
+        "result",
+        id=id,
+        task=entry["task"],
+        status="changed" if former != item.observe() else "ok",
+        message="as it was",
+    )
+
+
+def finish_undo(restart: dict[str, Have], journal: Journal) -> None:
+    """Units read their old configuration again; an empty journal leaves nothing of ours behind."""
+    run("systemctl", "daemon-reload")
+    for unit, before in restart.items():
+        if before.get("running"):
+            must(f"{unit} did not come back", "systemctl", "reload-or-restart", unit)
+    if not journal.entries and os.path.isdir(at(STATE)):
+        import shutil
+
+        for name in ("journal", "incoming", "secrets"):
+            shutil.rmtree(at(f"{STATE}/{name}"), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(at(STATE))

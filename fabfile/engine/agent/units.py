@@ -1,0 +1,106 @@
+"""systemd units: running, enabled, and restarted when their files changed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .item import Item, changed_ids, forget_observations, observed
+from .journal import Journal
+from .machine import must, run
+from .wire import Failure, Have
+
+job_units: list[str] = []  # the units of this job
+
+
+class Service(Item):
+    def awaited(self, key: str) -> bool:
+        """True if something this unit must be restarted (reloaded) for changed, in this run or an interrupted one."""
+        since = {*self.journal.pending.get(self.want["unit"], ()), *changed_ids}
+        return bool(since & set(self.want[key]))
+
+    def wanted(self) -> Have:
+        wanted = {key: self.want[key] for key in ("running", "enabled") if self.want[key] is not None}
+        return {**wanted, "current": True}
+
+    def observe(self) -> Have:
+        state = units(self.want["unit"], self.journal)
+        running = state.get("ActiveState") in ("active", "reloading")
+        awaited = self.awaited("restart_on") or self.awaited("reload_on")
+        # A unit that is not to run picks a change up when it is started.
+        current = not awaited or (self.want["running"] is not True and not running)
+        return {
+            "running": running,
+            "enabled": state.get("UnitFileState") in ("enabled", "alias"),
+            "current": current,
+        }
+
+    def apply(self, have: Have) -> None:
+        unit = self.want["unit"]
+        state = units(unit, self.journal)
+        if state.get("NeedDaemonReload") == "yes" or state.get("LoadState") == "not-found":
+            must("systemd did not reload its units", "systemctl", "daemon-reload")
+            forget_observations()
+        if units(unit, self.journal).get("LoadState") == "not-found":
+            raise Failure(f"the target has no unit {unit}")
+        if self.want["enabled"] is not None and have["enabled"] != self.want["enabled"]:
+            must(f"{unit}", "systemctl", "enable" if self.want["enabled"] else "disable", unit)
+        forget_observations()
+        self.drive(unit, self.observe())
+        self.journal.restarted(unit)
+        changed_ids.difference_update(self.want["restart_on"], self.want["reload_on"])
+        forget_observations()
+        self.settle()
+
+    def drive(self, unit: str, have: Have) -> None:
+        if self.want["running"] is False:
+            verb = "stop" if have["running"] else ""
+        elif not have["running"]:
+            verb = "start" if self.want["running"] else ""
+        elif self.awaited("restart_on"):
+            verb = "restart"
+        else:
+            verb = "reload" if self.awaited("reload_on") else ""
+        if not verb:
+            return
+        run(
+            "systemctl", "reset-failed", unit
+        )  # five quick restarts in an earlier run must not refuse this one
+        done = run("systemctl", verb, unit)
+        if done.returncode:
+            journal = run("journalctl", "-u", unit, "-n", "8", "--no-pager", "-o", "cat").stdout
+            raise Failure(f"systemctl {verb} {unit} failed", done.stderr + journal)
+
+    def settle(self) -> None:
+        """A unit may take a moment to be active; one that fails in its first second must not count as running."""
+        for _ in range(50):
+            state = run("systemctl", "is-active", self.want["unit"]).stdout.strip()
+            if state not in ("activating", "deactivating"):
+                return
+            time.sleep(0.1)
+
+    def unchanged_since(self, now: Have, after: Have) -> bool:
+        return True  # a unit that the operator stopped himself is no edit that could be lost
+
+    def restore(self, before: Have, options: dict[str, Any]) -> str:
+        unit = self.want["unit"]
+        if units(unit, self.journal).get("LoadState") == "not-found":
+            return ""
+        if self.want["enabled"] is not None and self.observe()["enabled"] != before["enabled"]:
+            run("systemctl", "enable" if before["enabled"] else "disable", unit)
+        if self.want["running"] is not None and self.observe()["running"] != before["running"]:
+            must(f"{unit}", "systemctl", "start" if before["running"] else "stop", unit)
+        forget_observations()
+        return ""
+
+
+def units(unit: str, journal: Journal) -> dict[str, str]:
+    """systemd's view of one unit; all units of this job are asked for at once."""
+    if "units" not in observed:
+        named = [*job_units, *(e["want"]["unit"] for e in journal.entries.values() if e["kind"] == "service")]
+        names = list(dict.fromkeys([*named, unit]))
+        properties = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload"
+        blocks = run("systemctl", "show", "-p", properties, "--", *names).stdout.strip().split("\n\n")
+        parsed = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+        observed["units"] = dict(zip(names, parsed, strict=False))
+    return observed["units"].get(unit, {})  # type: ignore[no-any-return]
