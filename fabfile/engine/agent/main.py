@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from . import wire
-from .converge import converge
+from .converge import TARGET, attempt, converge
 from .machine import at
 from .packages import LOCK_SECONDS
 from .undo import undo
@@ -57,3 +57,6 @@ def main() -> None:
     def work() -> None:
         with alone():
             MODES[job["mode"]](job)
+
+    attempt(TARGET, work)
+    emit("end")
