@@ -7,23 +7,23 @@ from typing import Any
 
 from .item import Item
 from .machine import must
-from .paths import group_name, look
+from .paths import look
 from .wire import Failure, Have
 
 
 class User(Item):
     def wanted(self) -> Have:
-        return {"home": self.want["home"], "group": self.want["user"]}
+        return {"user": self.want["user"], "home": self.want["home"]}
 
     def observe(self) -> Have:
         try:
             entry = pwd.getpwnam(self.want["user"])
         except KeyError:
-            return {"home": None, "group": None}
-        return {"home": entry.pw_dir, "group": group_name(entry.pw_gid)}
+            return {"user": None}
+        return {"user": entry.pw_name, "home": entry.pw_dir}
 
     def apply(self, have: Have) -> None:
-        if have["home"] is not None:
+        if have["user"]:
             raise Failure(
                 f"a user {self.want['user']} exists with home {have['home']}; it is not ours, so it stays as it is"
             )
@@ -33,13 +33,14 @@ class User(Item):
         )
 
     def restore(self, before: Have, options: dict[str, Any]) -> str:
-        mine = [
-            entry
+        user = self.want["user"]
+        owned = [
+            entry["want"]["path"]
             for entry in self.journal.entries.values()
-            if self.want["user"] in (entry["after"].get("owner"), entry["after"].get("group"))
+            if "path" in entry["want"] and user in (entry["after"].get("owner"), entry["after"].get("group"))
         ]
-        if any(look(entry["want"]["path"])["type"] != "absent" for entry in mine):
+        if any(look(path)["type"] != "absent" for path in owned):
             return "kept, since it owns what was kept"
-        if before["home"] is None and self.observe()["home"] is not None:
-            must(f"user {self.want['user']} was not removed", "userdel", self.want["user"])
+        if not before["user"] and self.observe()["user"]:
+            must(f"user {user} was not removed", "userdel", user)
         return ""

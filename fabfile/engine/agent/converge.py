@@ -99,30 +99,36 @@ def settle(want: Want, wants: list[Want], journal: Journal, check: bool, diff: b
 
 
 def describe(have: Have, wanted: Have, differing: list[str]) -> str:
-    """A few words on what differed: `mode 0600 → 0644`, `content`, `missing rsyslog`."""
+    """A few words on what differed, such as `mode 0600 → 0644, content` or `install rsyslog`."""
     if "type" in differing:
-        return (
-            "removed"
-            if wanted["type"] == "absent"
-            else "new"
-            if have["type"] == "absent"
-            else f"was a {have['type']}"
-        )
-    words = {
-        "sha256": "content",
-        "v4": "IPv4 rules",
-        "v6": "IPv6 rules",
-        "current": "restart",
-        "done": "",
-        "present": "generated",
-    }
-    words |= {"missing": "install " + " ".join(have.get("missing", []))}
-    for key in differing:
-        if key == "mode":
-            words[key] = f"mode {have[key]:04o} → {wanted[key]:04o}"
-        elif key not in words:
-            words[key] = f"{key} {have.get(key)} → {wanted[key]}"
-    return ", ".join(words[key] for key in differing if words[key])
+        was = "new" if have["type"] == "absent" else f"was a {have['type']}"
+        return "removed" if wanted["type"] == "absent" else was
+    if "running" in differing and "current" in differing:
+        differing = [key for key in differing if key != "current"]  # a start is a restart, too
+    return ", ".join(filter(None, (word(key, have.get(key), wanted[key]) for key in differing)))
+
+
+def word(key: str, have: Any, wanted: Any) -> str:
+    if key == "mode":
+        return f"mode {have:04o} → {wanted:04o}"
+    if key == "missing":
+        return "install " + " ".join(have)
+    if key in PHRASES:
+        return PHRASES[key][bool(wanted)]
+    return f"{key} {have} → {wanted}" if have is not None else f"{key} {wanted}"
+
+
+PHRASES = {  # key: (what is done when it shall not be, when it shall be)
+    "sha256": ("", "content"),
+    "v4": ("", "IPv4 rules"),
+    "v6": ("", "IPv6 rules"),
+    "running": ("stop", "start"),
+    "enabled": ("disable", "enable"),
+    "current": ("", "restart"),
+    "user": ("", "new"),
+    "present": ("", "new"),
+    "done": ("", ""),
+}
 
 
 def preflight(job: dict[str, Any], wants: list[Want], journal: Journal) -> None:
