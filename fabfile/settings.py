@@ -31,6 +31,11 @@ class Settings:
     # Taken when no -H is given; as one would write them after -H.
     hosts: tuple[str, ...] = ()
 
+    # What to do with a host whose key nobody knows yet: take it, or only if it has one of these fingerprints
+    # (`SHA256:…`, from the provider's console). Otherwise the operator is asked.
+    ssh_accept_new: bool = False
+    ssh_fingerprint: tuple[str, ...] = ()
+
     # Where sshd listens in the end. Port 22 is what we watch, so it cannot be that.
     ssh_port: int = 2222
     # Leaves only post-quantum key exchange; refused unless the very same client library can still log in.
@@ -72,6 +77,10 @@ _LIMITS: dict[str, tuple[Any, str]] = {
         "a free TCP port from 1 to 65535, and not 22 (that one is watched), 80 or 443 (Apache's)",
     ),
     "ssh_revert_seconds": _between(5, 3600),
+    "ssh_fingerprint": (
+        lambda prints: all(re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", print) for print in prints),
+        "fingerprints as ssh-keygen -l shows them: SHA256: and 43 characters",
+    ),
     "knock_limit": _between(1, 10_000),
     "knock_burst": _between(1, 100_000),
     "log_rotate_megabytes": _between(1, 10_000),

@@ -1,0 +1,463 @@
+"""A Fabric connection that knows who answers, and finds the port on which the host is to be found.
+
+Fabric takes any host key in silence and reads no known_hosts; `VerifiedConnection` replaces it everywhere, also for
+the hops of a ProxyJump. Where sshd has moved away from 22 by itself, the ports to try are: those recorded for the
+host, `settings.ssh_port`, then what -H and ssh_config say. The next one is tried only where nobody answers;
+a wrong host key or a refused login ends the search.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fabric  # type: ignore[import-untyped]
+import paramiko
+from paramiko.ssh_exception import (
+    ChannelException,
+    NoValidConnectionsError,
+    PasswordRequiredException,
+    ProxyCommandFailure,
+)
+
+from fabfile.engine import host_keys, host_records
+from fabfile.engine.errors import HostKeyError, LoginError, TransportError, UnreachableError
+from fabfile.engine.host_keys import HostKey, Line
+from fabfile.engine.report import terminal
+from fabfile.settings import Settings
+
+# How long a port that may be the right one has for its answer, and one that must be; seconds.
+GUESS_SECONDS = 4
+CONNECT_SECONDS = 10
+
+# What paramiko logs (also of failures that we explain ourselves) is for --debug only.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+
+
+class _UnknownKeyError(Exception):
+    """An unknown host's key, for the question that is asked with the connection closed again."""
+
+    def __init__(self, key: HostKey) -> None:
+        super().__init__(key.fingerprint)
+        self.key = key
+
+
+class _Judge(paramiko.MissingHostKeyPolicy):
+    """Hands every host key to the connection: paramiko is told of no known hosts, so that it asks us for each."""
+
+    def __init__(self, judge: Callable[[HostKey], None]) -> None:
+        self.judge = judge
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
+        self.judge(HostKey(key.get_name(), key.get_base64()))
+
+
+class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has no types
+    """`fabric.Connection` with verified host keys. Without `port` (or `host:port`) it finds the port when it opens.
+
+    `settings` gives the port to guess and what to do with an unknown host; `tell(text)` shows a notice to the
+    operator. Raises the errors of `errors.TransportError` instead of paramiko's.
+    """
+
+    # Named here since Invoke's contexts turn unknown attributes into configuration.
+    settings: Settings | None = None
+    tell: Any = None
+    screen: Any = None
+    ports: tuple[int, ...] = ()
+    host_key: HostKey | None = None
+    hop: bool = False
+    given_port: bool = False
+    attempt_seconds: float = CONNECT_SECONDS
+    connect_timeout: Any
+    connect_kwargs: Any
+
+    def __init__(self, host: str, *args: Any, settings: Settings | None = None, **kwargs: Any) -> None:
+        self._set(settings=settings or Settings())
+        super().__init__(host, *args, **kwargs)
+        port = kwargs.get("port") or self.derive_shorthand(host)["port"]
+        self._set(given_port=bool(port), host_key=None, hop=False, screen=None)
+        self._set(tell=lambda text: print(text, file=sys.stderr))
+        # Fabric knows two places for this and refuses to be given both.
+        timeout = self.connect_timeout or self.connect_kwargs.pop("timeout", None)
+        self._set(attempt_seconds=float(timeout or CONNECT_SECONDS))
+        self.connect_timeout = None
+
+    # --- what is known before connecting ------------------------------------------------------------------------
+
+    def derive_shorthand(self, host_string: str) -> dict[str, Any]:
+        """Fabric's user@host:port, and `[2001:db8::1]:2222`, which it lacks."""
+        user, _, rest = host_string.rpartition("@")
+        if not rest.startswith("["):
+            return dict(super().derive_shorthand(host_string))
+        host, _, port = rest[1:].partition("]")
+        return {"user": user or None, "host": host, "port": int(port[1:]) if port else None}
+
+    def resolve_connect_kwargs(self, given: dict[str, Any] | None) -> dict[str, Any]:
+        """Keys of -i, of the caller and of ssh_config. Unlike Fabric's, one host's keys do not leak to the next."""
+        configured = dict(self.config.connect_kwargs)
+        kwargs = {**configured, **(given or {})}
+        files = [
+            *_strings(configured.get("key_filename")),
+            *_strings((given or {}).get("key_filename")),
+            *(path for path in self.ssh_config.get("identityfile", []) if Path(path).expanduser().is_file()),
+        ]
+        kwargs.pop("key_filename", None)
+        if files:
+            kwargs["key_filename"] = list(dict.fromkeys(files))
+        if self.ssh_config.get("identitiesonly", "no") == "yes":
+            # Each refused key counts for sshd's MaxAuthTries and its penalties.
+            kwargs.update(allow_agent=False, look_for_keys=False)
+        return kwargs
+
+    def get_gateway(self) -> Any:
+        """The last hop of ProxyJump, verified like the target; or a ProxyCommand."""
+        hops = [hop for hop in str(self.ssh_config.get("proxyjump", "none")).split(",") if hop != "none"]
+        gateway = None
+        for hop in hops:
+            if self.derive_shorthand(hop)["host"] in (self.host, self.original_host):
+                return None  # a `Host *` that holds for the jump host as well
+            extra: dict[str, Any] = {} if gateway is None else {"gateway": gateway}
+            gateway = VerifiedConnection(hop, config=self.config.clone(), settings=self.settings, **extra)
+            gateway._set(hop=True)
+        if gateway is not None:
+            return gateway
+        return self.ssh_config.get("proxycommand") or self.config.gateway
+
+    def candidates(self) -> tuple[int, ...]:
+        """The ports to try, the likeliest first."""
+        if self.given_port:
+            return (self.port,)
+        recorded = host_records.recorded(self.original_host).ports
+        guess = () if self.hop or self.settings is None else (self.settings.ssh_port,)
+        return tuple(dict.fromkeys((*recorded, *guess, self.port)))
+
+    def key_name(self, port: int) -> str:
+        return host_keys.lookup_name(self.host, port, self.ssh_config.get("hostkeyalias"))
+
+    def known_hosts_files(self) -> tuple[list[Path], list[Path]]:
+        tokens = {
+            "%d": str(Path.home()),
+            "%h": self.host,
+            "%n": self.original_host,
+            "%k": self.ssh_config.get("hostkeyalias", self.original_host),
+            "%u": getpass.getuser(),
+            "%r": self.user,
+            "%%": "%",
+        }
+        return host_keys.files(self.ssh_config, tokens)
+
+    def known_keys(self, port: int) -> tuple[list[Line], list[HostKey]]:
+        """(lines of known_hosts that name this host and port, keys that vouch for it otherwise).
+
+        The others are those of the operator's record, and those that known_hosts has for port 22: sshd keeps its
+        keys when its port moves.
+        """
+        user, system = self.known_hosts_files()
+        lines = host_keys.read([*user, *system])
+        named = [line for line in lines if line.names(self.key_name(port))]
+        plain = [line.key for line in lines if line.names(self.key_name(22)) and not line.revoked]
+        return named, [*host_records.recorded(self.original_host).keys, *plain]
+
+    # --- opening ------------------------------------------------------------------------------------------------
+
+    def open(self) -> Any:
+        """Connect and log in, once. Raises UnreachableError, HostKeyError or LoginError."""
+        if self.is_connected:
+            return None
+        ports = self.candidates()
+        silent: dict[int, str] = {}
+        for port in ports:
+            last = port == ports[-1]
+            try:
+                return self._open_at(port, self.attempt_seconds if last else GUESS_SECONDS)
+            except _NobodyThereError as nobody:
+                silent[port] = str(nobody)
+        raise UnreachableError(_unreachable(self, silent))
+
+    def _open_at(self, port: int, seconds: float) -> Any:
+        self.port = port
+        try:
+            with self._translated(seconds):
+                return self._attempt(seconds)
+        except _UnknownKeyError as unknown:
+            self._trust(unknown.key)
+        # The key was asked for with the connection closed: sshd does not wait for a person.
+        with self._translated(self.attempt_seconds):
+            return self._attempt(self.attempt_seconds)
+
+    def _attempt(self, seconds: float) -> Any:
+        named, vouching = self.known_keys(self.port)
+        client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(_Judge(self._judge))
+        self.client = client
+        types = [key.type for key in (*(line.key for line in named), *vouching)]
+        kwargs = dict(self.connect_kwargs)
+        self.connect_kwargs.update(
+            transport_factory=_preferring(types), timeout=seconds, banner_timeout=max(seconds, GUESS_SECONDS)
+        )
+        try:
+            return super().open()
+        except BaseException:
+            client.close()
+            raise
+        finally:
+            self.connect_kwargs = kwargs
+            if self.is_connected:
+                self.transport.set_keepalive(15)
+
+    def open_gateway(self) -> Any:
+        """As Fabric's, but a ProxyCommand gets the port that we mean in its %p, and a hop's failure names the hop."""
+        if not isinstance(self.gateway, str):
+            return super().open_gateway()
+        command = _proxy_command(self.config.base_ssh_config, self.original_host, self.port) or self.gateway
+        for token, text in (("%h", self.host), ("%p", str(self.port)), ("%r", self.user), ("%%", "%")):
+            command = command.replace(token, text)
+        return paramiko.ProxyCommand(command)
+
+    # --- the host key -------------------------------------------------------------------------------------------
+
+    def _judge(self, key: HostKey) -> None:
+        """Return if this key is the host's; raise HostKeyError if it is not, _UnknownKeyError if nobody can say."""
+        named, vouching = self.known_keys(self.port)
+        if any(line.key == key and line.revoked for line in named):
+            raise HostKeyError(
+                f"{self._where()}: its host key {key} is revoked in known_hosts; not connected"
+            )
+        known = [line for line in named if not line.revoked]
+        self._set(host_key=key)
+        if any(line.key == key for line in known) or key in vouching:
+            return
+        if key.fingerprint in self._fingerprints():
+            host_keys.append(self._own_file(), self.key_name(self.port), key)
+            return
+        if known or (vouching and not self.given_port):
+            raise HostKeyError(self._changed(key, known, vouching))
+        raise _UnknownKeyError(key)
+
+    def _fingerprints(self) -> tuple[str, ...]:
+        return self.settings.ssh_fingerprint if self.settings else ()
+
+    def _own_file(self) -> Path:
+        user, _ = self.known_hosts_files()
+        return user[0] if user else Path("~/.ssh/known_hosts").expanduser()
+
+    def _changed(self, key: HostKey, known: list[Line], vouching: list[HostKey]) -> str:
+        keys = [line.key for line in known] or vouching
+        same = [other for other in keys if other.type == key.type]
+        sources = [f"{line.path} line {line.number}" for line in known]
+        record = host_records.path(self.original_host)
+        if not known:
+            sources = [str(record)] if record.is_file() else ["known_hosts, for port 22"]
+        if not known and self.port not in (22, *host_records.recorded(self.original_host).ports):
+            advice = (
+                f"if another service answers on {self.port}, name the right port (-H {self.original_host}:22) "
+                "and choose another KNOCKMAP_SSH_PORT"
+            )
+        else:
+            advice = (
+                f"if the machine was installed anew, remove the old key (ssh-keygen -R '{self.key_name(self.port)}'"
+                + (f"; rm '{record}'" if record.is_file() else "")
+                + ") and run again; else somebody is in between"
+            )
+        return (
+            f"{self._where()}: the host key is not the known one, so nothing was sent. It shows {key}; known is "
+            f"{', '.join(str(other) for other in dict.fromkeys(same or keys))} ({', '.join(dict.fromkeys(sources))}); {advice}"
+        )
+
+    def _trust(self, key: HostKey) -> None:
+        """Take an unknown host's key by a setting or by the operator's word, else raise HostKeyError."""
+        strict = self.ssh_config.get("stricthostkeychecking", "ask").lower()
+        file = self._own_file()
+        pinned = self._fingerprints()
+        new = (self.settings and self.settings.ssh_accept_new) or strict in ("accept-new", "no", "off")
+        if pinned:
+            raise HostKeyError(
+                f"{self._where()}: it shows {key}, and ssh_fingerprint wants {', '.join(pinned)}; not connected"
+            )
+        if not new and strict == "yes":
+            raise HostKeyError(f"{self._where()}: {_UNKNOWN.format(key=key)} (StrictHostKeyChecking yes)")
+        if not new and not self._asked(key, file):
+            raise HostKeyError(f"{self._where()}: {_UNKNOWN.format(key=key)}")
+        host_keys.append(file, self.key_name(self.port), key)
+        self.tell(f"{self.original_host}: new host key {key}, kept in {_short(file)}")
+
+    def _asked(self, key: HostKey, file: Path) -> bool:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return False
+        with terminal:
+            sys.stderr.write(
+                f"\r\x1b[K{self._where()} is unknown: {_short(file)} has no key for it.\n"
+                f"It shows {key}.\n"
+                f"Compare with the provider's console: ssh-keygen -lf /etc/ssh/ssh_host_{_stem(key.type)}_key.pub\n"
+                "Is it the right one? [y/N] "
+            )
+            sys.stderr.flush()
+            return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    # --- errors -------------------------------------------------------------------------------------------------
+
+    def _where(self) -> str:
+        port = "" if self.port == 22 else f" port {self.port}"
+        address = "" if self.host == self.original_host else f" ({self.host})"
+        return f"{self.original_host}{address}{port}"
+
+    @contextlib.contextmanager
+    def _translated(self, seconds: float) -> Iterator[None]:
+        """paramiko's and the socket's exceptions in our words; what may mean "wrong port" becomes _NobodyThereError."""
+        try:
+            yield
+        except (TransportError, _UnknownKeyError, _NobodyThereError, KeyboardInterrupt):
+            raise
+        except (OSError, EOFError, paramiko.SSHException, ValueError) as error:
+            if nobody := _nobody(error, seconds):
+                raise _NobodyThereError(nobody) from error
+            raise _explained(self, error) from error
+
+    def sibling(self, port: int) -> VerifiedConnection:
+        """A new connection, not yet open, to the same host by the same way and user, on exactly this port.
+
+        The key of this connection, if it is open, is the one that must answer there too.
+        """
+        host = self.original_host
+        other = VerifiedConnection(
+            f"[{host}]" if ":" in host else host,
+            user=self.user,
+            port=port,
+            config=self.config.clone(),
+            settings=self.settings,
+            gateway=self.gateway,
+        )
+        other.connect_kwargs = dict(self.connect_kwargs)
+        other._set(tell=self.tell, screen=self.screen, attempt_seconds=self.attempt_seconds)
+        other._set(settings=replace(self.settings) if self.settings else None)
+        return other
+
+
+class _NobodyThereError(Exception):
+    """No SSH server on this port, as far as one can tell: the next one may be tried."""
+
+
+_UNKNOWN = (
+    "the host is unknown; it shows {key}. Compare this with the provider's console, then run in a terminal and say y, "
+    "or add --accept-new, or set KNOCKMAP_SSH_FINGERPRINT to it"
+)
+
+
+def connect(
+    host: str, *, config: Any = None, settings: Settings | None = None, user: str | None = None
+) -> VerifiedConnection:
+    """An open connection to `host` (as written after -H), on the port where it is found."""
+    c = VerifiedConnection(host, user=user, config=config, settings=settings)
+    c.open()
+    return c
+
+
+def _strings(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(item) for item in value or ()]
+
+
+def _short(path: Path) -> str:
+    home = str(Path.home())
+    return str(path).replace(home, "~", 1) if str(path).startswith(home + os.sep) else str(path)
+
+
+def _stem(key_type: str) -> str:
+    return next((stem for stem in ("ed25519", "ecdsa", "rsa") if stem in key_type), "*")
+
+
+def _preferring(types: list[str]) -> Callable[..., paramiko.Transport]:
+    """A transport that asks for host keys of these types first: a server may have several, and we know only these."""
+    wanted = [name for type in types for name in (_RSA if type == "ssh-rsa" else (type,))]
+
+    def make(sock: Any, **kwargs: Any) -> paramiko.Transport:
+        transport = paramiko.Transport(sock, **kwargs)
+        options = transport.get_security_options()
+        known = [name for name in dict.fromkeys(wanted) if name in options.key_types]
+        options.key_types = [*known, *(name for name in options.key_types if name not in known)]
+        return transport
+
+    return make
+
+
+_RSA = ("rsa-sha2-512", "rsa-sha2-256")
+
+
+def _proxy_command(ssh_config: Any, host: str, port: int) -> str:
+    """ssh_config's ProxyCommand for `host` with %p as `port`: the first value that ssh_config names for Port wins."""
+    config = paramiko.SSHConfig.from_text(f"Host *\n  Port {port}\n")
+    blocks: list[Any] = config.__dict__["_config"]
+    blocks.extend(ssh_config.__dict__["_config"])
+    return str(config.lookup(host).get("proxycommand") or "")
+
+
+def _nobody(error: Exception, seconds: float) -> str:
+    """A few words on why nobody seems to be there; empty if the error says something else."""
+    if isinstance(error, NoValidConnectionsError):
+        causes = {type(cause): cause for cause in error.errors.values()}
+        if ConnectionRefusedError in causes:
+            return "refused"
+        return ", ".join(
+            sorted({str(getattr(cause, "strerror", cause)).lower() for cause in causes.values()})
+        )
+    if isinstance(error, TimeoutError):
+        return f"no answer in {seconds:.0f} s"
+    if isinstance(error, ChannelException):
+        return f"the jump host could not connect ({error.text.lower()})"
+    if isinstance(error, ProxyCommandFailure):
+        return "the ProxyCommand ended"
+    if isinstance(error, (EOFError, ConnectionResetError, BrokenPipeError)):
+        return "closed without an SSH banner"
+    if isinstance(error, paramiko.SSHException) and "SSH protocol banner" in str(error):
+        return "closed or silent without an SSH banner"
+    return ""
+
+
+def _unreachable(c: VerifiedConnection, silent: dict[int, str]) -> str:
+    address = "" if c.host == c.original_host else f" ({c.host})"
+    tried = ", ".join(f"port {port}: {why}" for port, why in silent.items())
+    advice = "is the host up, and its port open in the provider's firewall?"
+    if any("banner" in why for why in silent.values()):
+        advice = "sshd also closes at once for a while after failed logins: wait a minute and run again"
+    elif c.given_port:
+        advice += " Without a port after -H the likely ones are tried"
+    return f"{c.original_host}{address}: no SSH server answers ({tried}); {advice}"
+
+
+def _explained(c: VerifiedConnection, error: Exception) -> TransportError:
+    where, text = c._where(), str(error).rstrip(".")
+    if isinstance(error, socket.gaierror):
+        return UnreachableError(
+            f"{where}: the name is not known ({error.strerror}); check -H and the network"
+        )
+    if isinstance(error, PasswordRequiredException):
+        return LoginError(
+            f"{where}: the key is encrypted; load it with ssh-add, or run with --prompt-for-passphrase"
+        )
+    if isinstance(error, paramiko.AuthenticationException):
+        return LoginError(
+            f"{where}: the login of {c.user} is refused ({text}); another user is -H user@{c.original_host}, "
+            "another key is -i path, a password --prompt-for-login-password"
+        )
+    if "No authentication methods" in text:
+        return LoginError(
+            f"{where}: there is no key to log in with; name one with -i path or load it with ssh-add"
+        )
+    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+        return LoginError(
+            f"{where}: client and server share no algorithm ({text}); a newer paramiko may help (./setup)"
+        )
+    if isinstance(error, FileNotFoundError):
+        return LoginError(f"{where}: the key file {error.filename} is not there; check -i and IdentityFile")
+    if isinstance(error, paramiko.SSHException) and "key" in text.lower():
+        return LoginError(f"{where}: a key file cannot be used ({text}); is the passphrase right?")
+    if isinstance(error, OSError):
+        return UnreachableError(f"{where}: {error.strerror or text}; check the network of this machine")
+    return TransportError(f"{where}: the SSH connection failed ({text or type(error).__name__}); run again")
