@@ -1,0 +1,168 @@
+"""SYNs to port 22 of a box from source addresses of the real internet, without a packet leaving this machine.
+
+In the box's network namespace, from the relay's container: a second namespace is made, joined by a veth pair. The
+sources are addresses of that namespace's interface, and the box has a route to each of them over the pair, so replies
+(RST, SYN-ACK) go back where they came from. A counting drop rule on every other way out proves that none went there.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from docker.models.containers import Container
+
+from . import images
+from .images import BoxError, inside
+from .machine import Box, relay_name
+
+MOST_COUNT, MOST_SECONDS = 100_000, 60
+# The pair's own addresses: documentation and unique-local ranges, so that no real source can be one of them.
+BOX_V4, BOX_V6 = "198.18.22.1", "fd22:22::1"
+SETUP = """
+set -eu
+ip netns add attacker
+ip link add syn0 type veth peer name syn1 netns attacker
+ip addr add {v4}/32 dev syn0
+ip -6 addr add {v6}/128 dev syn0 nodad
+sysctl -q -w net.ipv6.conf.syn0.accept_dad=0 2>/dev/null || true
+ip link set syn0 up
+ip -n attacker link set lo up
+ip -n attacker link set syn1 up
+ip -n attacker route add {v4}/32 dev syn1
+ip -n attacker -6 route add {v6}/128 dev syn1
+ip -n attacker -batch /tmp/addresses
+ip -batch /tmp/routes
+nft -f /tmp/guard
+"""
+CLEAN = "ip link del syn0 2>/dev/null; ip netns del attacker 2>/dev/null; nft delete table inet box_guard 2>/dev/null; true"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What was sent: SYNs by family and by country (ISO code), and how many replies left by another way (0)."""
+
+    v4: int
+    v6: int
+    sources: int
+    seconds: float
+    countries: dict[str, int]
+    by_source: dict[str, int]
+    leaked: int
+
+
+def attack(box: Box, sources: int = 40, count: int = 200, rate: int = 100) -> Attack:
+    """Send `count` SYNs, `rate` a second, from `sources` addresses in turn. Raises BoxError."""
+    if not 1 <= count <= MOST_COUNT or rate < 1 or count / rate > MOST_SECONDS:
+        raise BoxError(
+            f"at most {MOST_COUNT} SYNs and {MOST_SECONDS} s: {count} at {rate} a second are too many"
+        )
+    if not 2 <= sources <= 2000:
+        raise BoxError(f"from 2 to 2000 sources, not {sources}")
+    hand = images.client().containers.get(relay_name(box.name))
+    chosen = choose(sources)
+    addresses = {"v4": [a for a in chosen if ":" not in a], "v6": [a for a in chosen if ":" in a]}
+    job = {
+        "v4": {"target": BOX_V4, "sources": addresses["v4"]},
+        "v6": {"target": BOX_V6, "sources": addresses["v6"]},
+        "count": count,
+        "rate": rate,
+    }
+    shell(hand, CLEAN)
+    try:
+        prepare(hand, addresses)
+        put(hand, "job.json", json.dumps(job))
+        sent = json.loads(
+            shell(hand, "ip netns exec attacker python3 /usr/local/lib/box/syn.py </tmp/job.json")
+        )
+        leaked = counted(hand)
+    finally:
+        shell(hand, CLEAN)
+    if leaked:
+        raise BoxError(
+            f"{leaked} replies of {box.name} were about to leave by another way than they came; they were dropped"
+        )
+    return summary(chosen, sent)
+
+
+def summary(chosen: dict[str, str], sent: dict[str, object]) -> Attack:
+    by_family = sent["sent"]
+    assert isinstance(by_family, dict)
+    return Attack(
+        v4=by_family["v4"],
+        v6=by_family["v6"],
+        sources=len(chosen),
+        seconds=float(str(sent["seconds"])),
+        countries=dict(collections.Counter(chosen.values()).most_common()),
+        by_source={},
+        leaked=0,
+    )
+
+
+def networks() -> list[tuple[str, str]]:
+    """(network prefix up to its last part, ISO country), interleaved over families and countries."""
+    lines = (Path(__file__).parent / "sources.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if line and not line.startswith("#")]
+    return [(network, country) for network, country in rows]
+
+
+def choose(number: int) -> dict[str, str]:
+    """Address -> country: `number` addresses, taking the networks in turn, always some of each family."""
+    chosen: dict[str, str] = {}
+    for round_ in itertools.count(1):
+        for network, country in networks():
+            host = f"{network}{round_ * 7 % 250 + 2}" if ":" not in network else f"{network}{round_ * 7:x}"
+            chosen[host] = country
+            if len(chosen) == number:
+                return chosen
+    raise AssertionError("unreachable")
+
+
+def prepare(hand: Container, addresses: dict[str, list[str]]) -> None:
+    """The namespace with its addresses, a route to each of them, and the guard on every other way out."""
+    mine = [f"addr add {a}/32 dev syn1" for a in addresses["v4"]]
+    mine += [f"addr add {a}/128 dev syn1 nodad" for a in addresses["v6"]]
+    routes = [f"route add {a}/32 dev syn0 src {BOX_V4}" for a in addresses["v4"]]
+    routes += [f"-6 route add {a}/128 dev syn0" for a in addresses["v6"]]
+    put(hand, "addresses", "\n".join(mine) + "\n")
+    put(hand, "routes", "\n".join(line.removeprefix("-6 ") for line in routes) + "\n")
+    put(hand, "guard", guard(addresses))
+    shell(hand, SETUP.format(v4=BOX_V4, v6=BOX_V6))
+
+
+def guard(addresses: dict[str, list[str]]) -> str:
+    rules = [
+        f'{family} daddr {{ {", ".join(addresses[key])} }} oifname != "syn0" counter drop'
+        for family, key in (("ip", "v4"), ("ip6", "v6"))
+        if addresses[key]
+    ]
+    body = "\n".join(rules)
+    return f"table inet box_guard {{ chain out {{ type filter hook output priority 300;\n{body}\n}}\n}}\n"
+
+
+def counted(hand: Container) -> int:
+    """Packets that the guard stopped. Raises BoxError if somebody flushed it meanwhile."""
+    shown = shell(hand, "nft list table inet box_guard 2>&1 || true")
+    packets = re.findall(r"counter packets (\d+)", shown)
+    if not packets:
+        raise BoxError(
+            "the guard on the way out is gone (was `nft flush ruleset` run?), so nothing is proven; attack again"
+        )
+    return sum(map(int, packets))
+
+
+def put(hand: Container, name: str, text: str) -> None:
+    hand.exec_run(
+        ["python3", "-c", "import sys; open('/tmp/' + sys.argv[1], 'w').write(sys.argv[2])", name, text]
+    )
+
+
+def shell(hand: Container, script: str) -> str:
+    status, output = inside(hand, ["sh", "-c", script])
+    if status:
+        raise BoxError(f"the attack could not be made ready: {output.strip()[-400:]}")
+    return output

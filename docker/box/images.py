@@ -1,0 +1,169 @@
+"""The images of the boxes: official ones where a registry answers, else a Debian bootstrapped from apt sources.
+
+Images are named by the hash of everything they are made from, so a change here makes a new one and nothing else does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from docker.client import DockerClient
+from docker.errors import APIError, BuildError, DockerException, ImageNotFound
+from docker.models.containers import Container
+
+import docker
+
+from . import state
+
+SOURCE = state.ROOT / "docker" / "image"
+OFFICIAL = {
+    "noble": "ubuntu:noble",
+    "jammy": "ubuntu:jammy",
+    "trixie": "debian:trixie",
+    "bookworm": "debian:bookworm",
+}
+VARIANTS = {"full": "python3", "minimal": "python3-minimal", "bare": "none"}
+LABEL = "knockmap.box"
+Say = Callable[[str], None]
+
+
+class BoxError(Exception):
+    """What failed with a box, why, and what to do, in one sentence."""
+
+
+def client() -> DockerClient:
+    """A Docker client whose engine answers. Raises BoxError."""
+    try:
+        found = docker.from_env(timeout=120)
+        found.ping()
+        return found
+    except DockerException as error:
+        raise BoxError(
+            f"no Docker engine answers ({str(error)[:120]}); start one, or run ./setup as root on Debian or Ubuntu"
+        ) from None
+
+
+def inside(container: Container, argv: Sequence[str]) -> tuple[int, str]:
+    """Exit status and output (both streams) of a command in a container."""
+    done = container.exec_run(list(argv))
+    assert isinstance(done.output, bytes) and done.exit_code is not None  # neither a stream nor detached
+    return done.exit_code, done.output.decode(errors="replace")
+
+
+def tag(*parts: str) -> str:
+    digest = hashlib.sha256("\0".join(parts).encode())
+    for path in sorted(SOURCE.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def box_image(engine: DockerClient, release: str, variant: str, archive: str | None, say: Say) -> str:
+    """The name of the image of a box; made now if it is not there. Raises BoxError."""
+    name = f"knockmap-box:{release}-{variant}-{tag(release, variant, archive or '')}"
+    if not exists(engine, name):
+        base = base_image(engine, release, archive, say)
+        say(f"building {name} ({VARIANTS[variant]})")
+        build(engine, "Dockerfile", name, BASE=base, PYTHON=VARIANTS[variant])
+    return name
+
+
+def tools_image(engine: DockerClient, say: Say) -> str:
+    name = f"knockmap-tools:{tag('tools')}"
+    if not exists(engine, name):
+        base = base_image(engine, "trixie", None, say)
+        say(f"building {name}")
+        build(engine, "tools.Dockerfile", name, BASE=base)
+    return name
+
+
+def exists(engine: DockerClient, name: str) -> bool:
+    try:
+        engine.images.get(name)
+        return True
+    except ImageNotFound:
+        return False
+
+
+def build(engine: DockerClient, dockerfile: str, name: str, **arguments: str) -> None:
+    try:
+        engine.images.build(
+            path=str(SOURCE),
+            dockerfile=dockerfile,
+            tag=name,
+            buildargs=arguments,
+            rm=True,
+            labels={LABEL: "image"},
+        )
+    except BuildError as error:
+        log = "".join(str(line.get("stream", "")) for line in error.build_log if isinstance(line, dict))
+        raise BoxError(f"the image {name} could not be built; its last lines:\n{log[-1500:]}") from None
+
+
+def base_image(engine: DockerClient, release: str, archive: str | None, say: Say) -> str:
+    """An official image, or a bootstrapped one; says which."""
+    if archive is None and (pulled := pull(engine, OFFICIAL[release], say)):
+        return pulled
+    name = f"knockmap-base:{release}-{hashlib.sha256((archive or 'apt').encode()).hexdigest()[:8]}"
+    if not exists(engine, name):
+        if archive is None and OFFICIAL[release].startswith("ubuntu"):
+            raise BoxError(
+                f"no image registry answers, so {OFFICIAL[release]} cannot be pulled; take --release trixie, or give "
+                "--bootstrap-from with the URL of an Ubuntu archive"
+            )
+        bootstrap(engine, release, archive or debian_archive(), name, say)
+    return name
+
+
+def pull(engine: DockerClient, official: str, say: Say) -> str | None:
+    """Pull an official image. That no registry answers is remembered for an hour."""
+    if exists(engine, official):
+        return official
+    mark = state.FOLDER / "no-registry"
+    if mark.exists() and time.time() - mark.stat().st_mtime < 3600:
+        return None
+    try:
+        say(f"pulling {official}")
+        repository, version = official.split(":")
+        engine.images.pull(repository, version)
+        return official
+    except (APIError, DockerException):
+        mark.touch()
+        return None
+
+
+def debian_archive() -> str:
+    """The Debian archive that this machine itself installs from. Raises BoxError."""
+    shown = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Origin: Debian"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    sites = [line for line in shown.stdout.splitlines() if line.endswith("/debian")]
+    if not sites:
+        raise BoxError(
+            "no image registry answers, and this machine has no Debian apt sources to bootstrap from; give "
+            "--bootstrap-from with the URL of a Debian archive"
+        )
+    return sites[0]
+
+
+def bootstrap(engine: DockerClient, release: str, archive: str, name: str, say: Say) -> None:
+    """Make a minimal system with mmdebstrap, debootstrap's quick sibling, and import it."""
+    if not shutil.which("mmdebstrap"):
+        raise BoxError("no image registry answers, and mmdebstrap is not installed: apt install mmdebstrap")
+    say(f"no image registry answers: bootstrapping {release} from the apt archive of this machine")
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder) / "base.tar"
+        command = ["mmdebstrap", "--quiet", "--variant=minbase", release, str(tar), archive]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BoxError(f"mmdebstrap {release} from {archive} failed:\n{done.stderr[-1500:]}")
+        repository, version = name.split(":")
+        engine.api.import_image_from_file(str(tar), repository, version)
