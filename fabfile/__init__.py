@@ -1,0 +1,95 @@
+"""The tasks one runs on a VPS: `fab --list`. Settings: `settings.py`. How it works: `engine/`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from fabric import Connection  # type: ignore[import-untyped]
+from invoke.collection import Collection
+
+from fabfile.engine import fleet
+from fabfile.engine.converge import converge
+from fabfile.engine.converge import undo as put_back
+from fabfile.engine.errors import UsageError
+from fabfile.engine.fleet import host_task, settings
+from fabfile.engine.report import Report
+from fabfile.engine.resources import Plan
+from fabfile.settings import Settings
+
+fleet.install()
+
+# In order of application. Each is a module here, a folder under files/, a test module and a heading in the README.
+SENSOR = ("harden_ssh", "iptables_log", "syslog_route")
+STACKS = {"embedded": ("collector",), "elastic": ()}
+TASKS = (*SENSOR, *STACKS["embedded"])
+
+modules = {name: importlib.import_module(f"fabfile.{name}") for name in TASKS}
+
+
+def plan(chosen: Settings) -> Plan:
+    """What `deploy` makes of a target: the lists of all its tasks, in order. Raises UsageError."""
+    if not STACKS[chosen.stack]:
+        raise UsageError(
+            "stack = elastic comes with the task install_elk, which is not there yet; set KNOCKMAP_STACK=embedded, "
+            "or in fabric.yaml `knockmap:` with `stack: embedded`"
+        )
+    return {name: modules[name].resources(chosen) for name in (*SENSOR, *STACKS[chosen.stack])}
+
+
+@host_task
+def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
+    """Turn a fresh VPS into a hardened box that shows who scans it for SSH."""
+    chosen = settings(c)
+    whole = plan(chosen)
+    moved = modules["harden_ssh"].move(c, chosen, check=check, diff=diff)
+    if moved is not None and not moved.ok:
+        return moved
+    report = converge(c, whole, check=check, diff=diff)
+    return report if moved is None else moved + report
+
+
+@host_task(
+    help={
+        "task": f"Which task to undo: {', '.join(TASKS)}; default: all.",
+        "packages": "Also remove the packages that were installed for it.",
+        "data": "Also remove data: the log, the database.",
+        "keep-edited": "Leave files that somebody edited since, and undo the rest.",
+    },
+    positional=["task"],
+)
+def undo(
+    c: Connection,
+    task: str = "",
+    packages: bool = False,
+    data: bool = False,
+    keep_edited: bool = False,
+    check: bool = False,
+    diff: bool = False,
+) -> Report:
+    """Put everything back, byte for byte, as it was before the first deploy."""
+    if task and task.replace("-", "_") not in TASKS:
+        raise UsageError(f"undo {task}: there is no such task; there are {', '.join(TASKS)}")
+    options: dict[str, Any] = {
+        "packages": packages,
+        "data": data,
+        "keep_edited": keep_edited,
+        "check": check,
+        "diff": diff,
+    }
+    chosen = [task.replace("-", "_")] if task else list(TASKS)
+    report = None
+    others = [name for name in chosen if name != "harden_ssh"]
+    if others:
+        report = put_back(c, others, **options)
+        if not report.ok or "harden_ssh" not in chosen:
+            return report
+    moved: Report = modules["harden_ssh"].undo_move(c, settings(c), **options)
+    return report + moved if report else moved
+
+
+ns = Collection(deploy, undo)
+for module in modules.values():
+    for found in vars(module).values():
+        if isinstance(found, fleet.HostTask) and found.name not in ns.task_names:
+            ns.add_task(found)

@@ -1,0 +1,114 @@
+"""Boxes for the tests: one for a module, by release, or a fresh one for a test that breaks it.
+
+`BOX_RELEASES` names the releases (default trixie). Tests of one module and release stay on one xdist worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import testinfra
+from box import Box, down, up
+from testinfra.host import Host
+
+ROOT = Path(__file__).parents[2]
+RELEASES = os.environ.get("BOX_RELEASES", "trixie").split(",")
+numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A module's tests on one release share a box, so they stay together and in order."""
+    for item in items:
+        release = getattr(item, "callspec", None) and item.callspec.params.get("release", "")  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{release}"))
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def release(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def new_box(worker_id: str) -> Iterator[Callable[..., Box]]:
+    """Make boxes that are gone after this module: `new_box(release, variant="bare")`."""
+    made = []
+
+    def make(release: str, **options: str) -> Box:
+        name = f"test-{worker_id}-{os.getpid()}-{next(numbers)}"
+        made.append(name)
+        return up(name=name, release=release, **options)
+
+    yield make
+    for name in made:
+        down(name)
+
+
+@pytest.fixture(scope="module")
+def box(new_box: Callable[..., Box], release: str) -> Box:
+    """One box for all tests of a module on a release."""
+    return new_box(release)
+
+
+@pytest.fixture
+def fresh_box(new_box: Callable[..., Box], release: str) -> Iterator[Box]:
+    """A box of its own for one test."""
+    made = new_box(release)
+    yield made
+    down(made.name)
+
+
+@pytest.fixture(scope="module")
+def host(box: Box) -> Host:
+    """testinfra's view of the module's box, through Docker: to look, never to prove a login."""
+    return testinfra.get_host(f"docker://{box.container}")
+
+
+@dataclass(frozen=True)
+class Fab:
+    """What a `fab` command did: exit status, and both streams as text."""
+
+    rc: int
+    out: str
+
+    @property
+    def last(self) -> str:
+        """The last line of output: what the operator reads first."""
+        return self.out.strip().splitlines()[-1] if self.out.strip() else ""
+
+
+@pytest.fixture(scope="module")
+def operator(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of an operator with a state and cache of his own for this module."""
+    home = tmp_path_factory.mktemp("operator")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KNOCKMAP_")}
+    return {**environment, "XDG_STATE_HOME": str(home), "KNOCKMAP_STACK": "embedded", "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="module")
+def fab(operator: dict[str, str]) -> Callable[..., Fab]:
+    """Run fab as an operator does: `fab(box, "iptables-log", "--check", KNOCKMAP_KNOCK_LIMIT="5")`."""
+
+    def run(where: Box | str, *arguments: str, **environment: str) -> Fab:
+        name = where if isinstance(where, str) else where.name
+        command = [f"{Path(sys.executable).parent}/fab", "-S", ".box/ssh_config", "-H", name, *arguments]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**operator, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return Fab(done.returncode, done.stdout)
+
+    return run
