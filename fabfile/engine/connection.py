@@ -15,7 +15,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
     """
 
     # Named here since Invoke's contexts turn unknown attributes into configuration.
-    settings: Settings | None = None
+    settings: Settings
     tell: Any = None
     screen: Any = None
     ports: tuple[int, ...] = ()
@@ -136,7 +135,7 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
         if self.given_port:
             return (self.port,)
         recorded = host_records.recorded(self.original_host).ports
-        guess = () if self.hop or self.settings is None else (self.settings.ssh_port,)
+        guess = () if self.hop else (self.settings.ssh_port,)
         return tuple(dict.fromkeys((*recorded, *guess, self.port)))
 
     def key_name(self, port: int) -> str:
@@ -188,8 +187,10 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
             with self._translated(seconds):
                 return self._attempt(seconds)
         except _UnknownKeyError as unknown:
-            self._trust(unknown.key)
-        # The key was asked for with the connection closed: sshd does not wait for a person.
+            # Asked with the connection closed: sshd does not wait long for a person.
+            if not self._asked(unknown.key, self._own_file()):
+                raise HostKeyError(f"{self._where()}: {_UNKNOWN.format(key=unknown.key)}") from None
+            self._keep(unknown.key)
         with self._translated(self.attempt_seconds):
             return self._attempt(self.attempt_seconds)
 
@@ -235,15 +236,30 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
         self._set(host_key=key)
         if any(line.key == key for line in known) or key in vouching:
             return
-        if key.fingerprint in self._fingerprints():
-            host_keys.append(self._own_file(), self.key_name(self.port), key)
-            return
         if known or (vouching and not self.given_port):
             raise HostKeyError(self._changed(key, known, vouching))
-        raise _UnknownKeyError(key)
+        self._meet(key)
 
-    def _fingerprints(self) -> tuple[str, ...]:
-        return self.settings.ssh_fingerprint if self.settings else ()
+    def _meet(self, key: HostKey) -> None:
+        """Take an unknown host's key by a setting, else raise."""
+        strict = self.ssh_config.get("stricthostkeychecking", "ask").lower()
+        pinned = self.settings.ssh_fingerprint
+        if pinned and key.fingerprint not in pinned:
+            wanted = ", ".join(pinned)
+            raise HostKeyError(
+                f"{self._where()}: it shows {key}, but ssh_fingerprint wants {wanted}; not connected"
+            )
+        if pinned or self.settings.ssh_accept_new or strict in ("accept-new", "no", "off"):
+            self._keep(key)
+        elif strict == "yes":
+            raise HostKeyError(f"{self._where()}: {_UNKNOWN.format(key=key)} (StrictHostKeyChecking yes)")
+        else:
+            raise _UnknownKeyError(key)
+
+    def _keep(self, key: HostKey) -> None:
+        file = self._own_file()
+        host_keys.append(file, self.key_name(self.port), key)
+        self.tell(f"{self.original_host}: new host key {key}, kept in {_short(file)}")
 
     def _own_file(self) -> Path:
         user, _ = self.known_hosts_files()
@@ -271,23 +287,6 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
             f"{self._where()}: the host key is not the known one, so nothing was sent. It shows {key}; known is "
             f"{', '.join(str(other) for other in dict.fromkeys(same or keys))} ({', '.join(dict.fromkeys(sources))}); {advice}"
         )
-
-    def _trust(self, key: HostKey) -> None:
-        """Take an unknown host's key by a setting or by the operator's word, else raise HostKeyError."""
-        strict = self.ssh_config.get("stricthostkeychecking", "ask").lower()
-        file = self._own_file()
-        pinned = self._fingerprints()
-        new = (self.settings and self.settings.ssh_accept_new) or strict in ("accept-new", "no", "off")
-        if pinned:
-            raise HostKeyError(
-                f"{self._where()}: it shows {key}, and ssh_fingerprint wants {', '.join(pinned)}; not connected"
-            )
-        if not new and strict == "yes":
-            raise HostKeyError(f"{self._where()}: {_UNKNOWN.format(key=key)} (StrictHostKeyChecking yes)")
-        if not new and not self._asked(key, file):
-            raise HostKeyError(f"{self._where()}: {_UNKNOWN.format(key=key)}")
-        host_keys.append(file, self.key_name(self.port), key)
-        self.tell(f"{self.original_host}: new host key {key}, kept in {_short(file)}")
 
     def _asked(self, key: HostKey, file: Path) -> bool:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -337,7 +336,6 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
         )
         other.connect_kwargs = dict(self.connect_kwargs)
         other._set(tell=self.tell, screen=self.screen, attempt_seconds=self.attempt_seconds)
-        other._set(settings=replace(self.settings) if self.settings else None)
         return other
 
 

@@ -358,14 +358,18 @@ class RootChannel(_Channel):
             yield buffer
 
     def broken(self, said: bytes) -> Exception:
-        """Why there was no last word: a crash, if it said something; else somebody ended it."""
+        """Why there was no last word: the agent crashed, or somebody ended it."""
         lines = (said + self.complaint).decode(errors="replace").strip().splitlines()
         status = self.exit_status()
-        if not lines:
-            return self.lost(f"the agent was ended, exit status {status}")
+        if any(line.startswith("Traceback") for line in lines):
+            return AgentError(
+                f"{_name(self.c)}: the agent crashed during {self.doing} (exit status {status}), which is a bug of "
+                "knockmap:\n" + "\n".join(lines[-12:])
+            )
+        why = " / ".join([f"exit status {status}", *lines[-2:]])
         return AgentError(
-            f"{_name(self.c)}: the agent crashed during {self.doing} (exit status {status}); this is a bug of knockmap:\n"
-            + "\n".join(lines[-12:])
+            f"{_name(self.c)}: the agent was ended on the target during {self.doing} ({why}); is memory short there? "
+            "Run the same again, it goes on from there"
         )
 
 
