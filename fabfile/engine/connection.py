@@ -121,7 +121,7 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
         hops = [hop for hop in str(self.ssh_config.get("proxyjump", "none")).split(",") if hop != "none"]
         gateway = None
         for hop in hops:
-            if self.derive_shorthand(hop)["host"] in (self.host, self.original_host):
+            if self.derive_shorthand(hop)["host"] == self.original_host:
                 return None  # a `Host *` that holds for the jump host as well
             extra: dict[str, Any] = {} if gateway is None else {"gateway": gateway}
             gateway = VerifiedConnection(hop, config=self.config.clone(), settings=self.settings, **extra)
