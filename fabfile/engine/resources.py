@@ -169,15 +169,16 @@ class Service(Resource):
 
 @dataclass(frozen=True)
 class Rules(Resource):
-    """A chain that we own, in iptables and ip6tables, entered from the top of `hook`.
+    """A firewall chain that we own, for IPv4 and IPv6, entered first in its hook.
 
-    `load` and `unload` are argv lists of a program on the target; `files` are the resources it loads from: their
+    `load`, `show` and `unload` are argv lists of a program on the target. `show` with v4 or v6 behind it prints where
+    the chain is entered ("1 -A INPUT … -j CHAIN") and its rules. `files` are the resources it loads from: their
     content stands for the wanted rules, what the kernel showed after loading is what later runs compare with.
     """
 
     chain: str
-    hook: str
     load: tuple[str, ...]
+    show: tuple[str, ...]
     unload: tuple[str, ...]
     files: tuple[File, ...]
 

@@ -16,7 +16,9 @@ def fact_logger() -> str:
 
 
 def fact_log_owner() -> str:
-    """Ubuntu's rsyslogd drops to the user syslog and must own what it opens anew."""
+    """Ubuntu's rsyslogd drops to the user syslog and must own what it opens anew; syslog-ng stays root."""
+    if fact("logger") == "syslog-ng":
+        return "root"
     try:
         with open(at("/etc/rsyslog.conf"), encoding="utf-8") as file:
             found = re.search(r"^\$PrivDropToUser\s+(\S+)", file.read(), re.M)

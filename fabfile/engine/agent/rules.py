@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from .item import Item, changed_ids
@@ -10,20 +11,17 @@ from .paths import load, look, store
 from .wire import Failure, Have
 
 
+def exists(family: str) -> bool:
+    """A kernel may lack IPv6."""
+    return family == "v4" or os.path.isdir("/proc/sys/net/ipv6")
+
+
 class Rules(Item):
-    FAMILIES = (("v4", "iptables"), ("v6", "ip6tables"))
+    FAMILIES = ("v4", "v6")
 
     def observe(self) -> Have:
-        return {family: self.lines(program) for family, program in self.FAMILIES}
-
-    def lines(self, program: str) -> list[str]:
-        """Our chain's rules and, in front of them, where in the hook it is entered: ["1 -p tcp …", "-A KNOCKMAP …"]."""
-        shown = run(program, "-w", "10", "-S").stdout.splitlines()
-        hook = [line for line in shown if line.startswith(f"-A {self.want['hook']} ")]
-        jumps = [
-            f"{i} {line}" for i, line in enumerate(hook, 1) if line.endswith(f" -j {self.want['chain']}")
-        ]
-        return jumps + [line for line in shown if line.startswith(f"-A {self.want['chain']} ")]
+        """For each family where the hook enters our chain, and its rules: ["1 -A INPUT …", "-A KNOCKMAP …"]."""
+        return {family: run(*self.want["show"], family).stdout.splitlines() for family in self.FAMILIES}
 
     def sources(self) -> str:
         """Stands for the wanted rules: the content of the files they are loaded from."""
@@ -39,18 +37,22 @@ class Rules(Item):
     def apply(self, have: Have) -> None:
         must(f"the chain {self.want['chain']} was not loaded", *self.want["load"])
         shown = self.observe()
-        for family, program in self.FAMILIES:
-            if not shown[family] or not shown[family][0].startswith("1 "):
+        for family in self.FAMILIES:
+            jumps = [line for line in shown[family] if not line.startswith("-A ")]
+            if [line.split()[0] for line in jumps] != ["1"] and exists(family):
                 raise Failure(
-                    f"{program} does not enter {self.want['chain']} first in {self.want['hook']} after loading"
+                    f"{family}: the chain {self.want['chain']} is not entered first, and once, after loading"
                 )
         changed_ids.difference_update(self.want["files"])
         loaded = {"sources": self.sources(), "shown": shown}
         store("rules.json", {**load("rules.json", {}), self.want["chain"]: loaded})
 
     def diff(self, have: Have) -> str:
+        """What the kernel holds and shall not, and what it lacks; the files' own diffs show rules never loaded yet."""
+        wanted = {family: lines if isinstance(lines, list) else [] for family, lines in self.wanted().items()}
+        gone = [f"-{f}: {line}\n" for f in self.FAMILIES for line in have[f] if line not in wanted[f]]
         return "".join(
-            f"{'-' if have[f] else '+'} {f}: {line}\n" for f, _ in self.FAMILIES for line in have[f]
+            gone + [f"+{f}: {line}\n" for f in self.FAMILIES for line in wanted[f] if line not in have[f]]
         )
 
     def unchanged_since(self, now: Have, after: Have) -> bool:
