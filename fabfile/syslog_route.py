@@ -20,7 +20,6 @@ from fabfile.settings import Settings
 READER = User("knockmap")
 LOG = File("/var/log/iptables.log", mode=0o640, owner="@@fact.log_owner@@", group=READER.user)
 RSYSLOG, SYSLOG_NG = ("logger", "rsyslog"), ("logger", "syslog-ng")
-STATE = Directory("/var/lib/knockmap")
 # logrotate itself writes it, with this mode.
 ROTATED = File("/var/lib/knockmap/logrotate.status", mode=0o640)
 
@@ -59,7 +58,7 @@ def resources(settings: Settings) -> list[Resource]:
     return [
         Package("rsyslog", when=RSYSLOG),
         Package("logrotate"),
-        *(READER, CONFIG, STATE, LOG, ROTATED, at_boot, rsyslog, syslog_ng),
+        *(READER, CONFIG, LOG, ROTATED, at_boot, rsyslog, syslog_ng),
         # Also when somebody removed the log: the daemon would go on writing into the removed file.
         Service("rsyslog.service", restart_on=(rsyslog, LOG), when=RSYSLOG),
         Service("syslog-ng.service", restart_on=(syslog_ng, LOG), when=SYSLOG_NG),
