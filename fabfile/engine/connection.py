@@ -432,9 +432,8 @@ def _unreachable(c: VerifiedConnection, silent: dict[int, str]) -> str:
 def _explained(c: VerifiedConnection, error: Exception) -> TransportError:
     where, text = c._where(), str(error).rstrip(".")
     if isinstance(error, socket.gaierror):
-        return UnreachableError(
-            f"{where}: the name is not known ({error.strerror}); check -H and the network"
-        )
+        text = f"the name {c.host} is not known ({error.strerror})"
+        return UnreachableError(f"{c.original_host}: {text}; check -H and the network of this machine")
     if isinstance(error, PasswordRequiredException):
         return LoginError(
             f"{where}: the key is encrypted; load it with ssh-add, or run with --prompt-for-passphrase"

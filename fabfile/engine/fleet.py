@@ -71,6 +71,13 @@ class HostTask(fabric.tasks.Task):  # type: ignore[misc] # fabric has no types
         ]
         return inspect.Signature([*signature.parameters.values(), *flags])
 
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Any]:
+        """As Invoke's, which uses up the help texts: the second time there are none."""
+        help = dict(self.help)
+        arguments: list[Any] = super().get_arguments(ignore_unknown_help)
+        self.help = help
+        return arguments
+
     def __call__(self, c: Any, *args: Any, **kwargs: Any) -> Any:
         return super().__call__(c, *args, **{k: v for k, v in kwargs.items() if k in self.own})
 
@@ -124,7 +131,7 @@ class Outcome:
     @property
     def last_line(self) -> str:
         parts = [self.report.summary if self.report else "", f"failed: {self.error}" if self.error else ""]
-        return "; ".join(part for part in parts if part) or "done"
+        return "; ".join(part for part in parts if part)
 
 
 class Executor(fabric.executor.Executor):  # type: ignore[misc]
@@ -212,10 +219,15 @@ class Run:
             for c in self.connections:
                 c.close()
         if self.many and not self.json:
-            width = max(len(outcome.host) for outcome in outcomes)
-            for outcome in outcomes:
-                print(f"{outcome.host:<{width}}  {outcome.last_line}")
+            self.print_last_lines(outcomes)
         return outcomes
+
+    def print_last_lines(self, outcomes: list[Outcome]) -> None:
+        """One line for each host that has something to count or to complain about, failures last."""
+        width = max(len(outcome.host) for outcome in outcomes)
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.failed):
+            if outcome.last_line:
+                print(f"{outcome.host:<{width}}  {outcome.last_line}")
 
     def context(self, host: str) -> VerifiedConnection:
         try:
@@ -241,13 +253,11 @@ class Run:
         return [future.result() for future in futures]
 
     def print_group(self, c: VerifiedConnection, outcome: Outcome) -> None:
-        self.live.drop(c.screen.host)
         body = c.screen.out.getvalue()
-        if self.json:
-            sys.stdout.write(body)
-        else:
-            print(f"── {outcome.host} " + "─" * max(4, 60 - len(outcome.host)))
-            print(body + outcome.last_line)
+        self.live.clear()
+        if body and not self.json:
+            print(c.screen.paint(f"── {outcome.host} " + "─" * max(4, 60 - len(outcome.host)), "1"))
+        sys.stdout.write(body)
         sys.stdout.flush()
 
     def one(self, c: VerifiedConnection) -> Outcome:
@@ -297,9 +307,8 @@ class Run:
                 print(outcome.error, file=sys.stderr)
 
 
-def install() -> None:
+def install(program: Any = fabric.main.program) -> None:
     """Make `fab` use this executor, and exit with 2 on a command line that it cannot read."""
-    program = fabric.main.program
     program.executor_class = Executor
     parse = type(program).parse_tasks
 

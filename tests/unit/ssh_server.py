@@ -168,7 +168,7 @@ class SshServer:
 
 
 def _copy(fd: int, write: Any) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, EOFError):
         while data := os.read(fd, 65536):
             write(data)
 

@@ -255,7 +255,7 @@ def test_an_explicit_port_is_the_only_one(server: SshServer, closed_port: int) -
 
 
 def test_an_unknown_name_is_said_in_a_sentence() -> None:
-    with pytest.raises(UnreachableError, match="the name is not known"):
+    with pytest.raises(UnreachableError, match=r"the name no-such-host\.invalid is not known"):
         connection("no-such-host.invalid").open()
 
 

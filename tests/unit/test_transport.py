@@ -12,7 +12,7 @@ from fabric import Config
 from paramiko import SSHConfig
 from ssh_server import SshServer, freezing, serving
 
-from fabfile.engine import transport
+from fabfile.engine import bootstrap, root_channel, transport
 from fabfile.engine.connection import VerifiedConnection
 from fabfile.engine.errors import AgentError, BootstrapError, ConnectionLostError, SudoError
 from fabfile.settings import Settings
@@ -127,7 +127,7 @@ def test_a_dropped_connection_says_what_was_running_and_what_to_do(server: SshSe
 
 
 def test_a_silent_server_is_given_up(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "QUIET_SECONDS", 0.15)
+    monkeypatch.setattr(root_channel, "QUIET_SECONDS", 0.15)
     with freezing(server) as (port, freeze):
         c = connection(server, port=port)
         with pytest.raises(ConnectionLostError, match="no answer for"):
@@ -138,7 +138,7 @@ def test_a_silent_server_is_given_up(server: SshServer, monkeypatch: pytest.Monk
 def test_a_quiet_program_on_a_live_connection_is_waited_for(
     server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(root_channel, "QUIET_SECONDS", 0.05)
     assert run(connection(server), "import time; time.sleep(0.3); say(event='end')") == [{"event": "end"}]
 
 
@@ -199,18 +199,43 @@ def test_check_mode_only_says_that_python_would_come(
 ) -> None:
     _, result, notice = without_python(connection(server), CHECK, monkeypatch)
     assert (result["id"], result["status"]) == ("package:python3", "changed")
-    assert "no python3 yet" in notice["text"]
+    assert "no usable python3 yet" in notice["text"]
 
 
-def test_apt_that_cannot_install_python_is_quoted(
-    server: SshServer, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in (
-        ("apt-get", "echo 'E: Temporary failure resolving'; exit 100"),
-        ("dpkg", ":"),
-        ("sleep", ":"),
-    ):
-        (home / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+APT = """#!/bin/sh
+case "$*" in
+  *" update") touch {home}/updated ;;
+  *) [ -e {home}/updated ] && [ -e {home}/network ] || {{ echo "E: Temporary failure resolving 'deb.example'"; exit 100; }}
+     touch {home}/installed ;;
+esac
+"""
+DPKG_QUERY = """#!/bin/sh
+echo "ii  base-files"; echo "rc  gone"; [ ! -e {home}/installed ] || echo "ii  python3"
+"""
+
+
+@pytest.fixture
+def apt(home: Path, server: SshServer) -> Path:
+    """Stand-ins for apt-get and dpkg; apt-get works if there is a file `network`, after an update."""
+    stand_ins = {"apt-get": APT, "dpkg-query": DPKG_QUERY, "dpkg": "#!/bin/sh\n", "sleep": "#!/bin/sh\n"}
+    for name, text in stand_ins.items():
+        (home / "bin" / name).write_text(text.format(home=home))
         (home / "bin" / name).chmod(0o755)
-    with pytest.raises(BootstrapError, match="Temporary failure resolving"):
+    return home
+
+
+def test_apt_that_cannot_install_python_is_explained_and_quoted(
+    server: SshServer, apt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        BootstrapError, match=r"cannot resolve deb.example: check its DNS[\s\S]*\nE: Temporary"
+    ):
         without_python(connection(server), APPLY, monkeypatch)
+
+
+def test_python_is_installed_after_an_update_and_what_came_is_known(server: SshServer, apt: Path) -> None:
+    (apt / "network").touch()
+    events: list[dict[str, Any]] = []
+    with connection(server) as c:
+        assert bootstrap.install(c, events.append) == ["python3"]
+    assert (events[0]["event"], events[-1]["status"]) == ("start", "changed")

@@ -1,0 +1,248 @@
+"""From a command line to hosts: flags, exit codes, several hosts at once; over real SSH to servers in this process."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabric.config import Config
+from fabric.main import Fab
+from invoke.collection import Collection
+from ssh_server import SshServer, ed25519_key, serving
+
+from fabfile.engine import fleet, transport
+from fabfile.engine.errors import HostError, UsageError
+from fabfile.engine.report import Report, Result
+from fabfile.settings import Settings
+
+Fabric = Callable[..., int]
+seen: list[dict[str, Any]] = []
+together = threading.Barrier(2, timeout=2)
+
+
+def report(c: Any, status: str, check: bool = False) -> Report:
+    c.open()
+    c.screen.event({"event": "result", "id": "file:/x", "task": "t", "status": status}, check)
+    return Report(c.original_host, check, (Result("file:/x", "t", status),))
+
+
+@fleet.host_task(help={"status": "What the resource turns out to be."})
+def deploy(c: Any, status: str = "ok", check: bool = False, diff: bool = False) -> Report:
+    """Make it so.
+
+    At length."""
+    seen.append({"check": check, "diff": diff, "settings": fleet.settings(c)})
+    return report(c, status, check)
+
+
+@fleet.host_task
+def port(c: Any) -> str:
+    """Say where."""
+    return f"port {transport.server_port(c)}"
+
+
+@fleet.host_task
+def meet(c: Any) -> None:
+    """Wait until another host is at work too."""
+    c.open()
+    together.wait()
+
+
+@fleet.host_task
+def refuse(c: Any, kind: str = "host") -> None:
+    """Fail."""
+    if kind == "bug":
+        raise RuntimeError("oops")
+    raise {"host": HostError, "usage": UsageError}[kind]("it cannot be")
+
+
+@fleet.host_task
+def run(c: Any, command: str) -> None:
+    """Run a command."""
+    c.run(command, in_stream=False)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    seen.clear()
+    return tmp_path
+
+
+@pytest.fixture
+def servers(home: Path) -> Iterator[list[SshServer]]:
+    """Two servers, `one` and `two` in ssh_config."""
+    key = ed25519_key()
+    with serving(home, key) as one, serving(home, key) as two:
+        hosts = "".join(
+            f"Host {name}\n  HostName 127.0.0.1\n  Port {server.port}\n  HostKeyAlias {name}\n"
+            for name, server in (("one", one), ("two", two))
+        )
+        hosts += f"Host *\n  UserKnownHostsFile {home}/known\n"
+        (home / "ssh_config").write_text(hosts)
+        (home / "known").write_text(f"one,two {key.get_name()} {key.get_base64()}\n")
+        yield [one, two]
+
+
+@pytest.fixture
+def fab(home: Path, servers: list[SshServer], monkeypatch: pytest.MonkeyPatch) -> Fabric:
+    """Run `fab` with these tasks as an operator does; gives the exit status."""
+    monkeypatch.setenv("KNOCKMAP_SSH_PORT", str(servers[0].port))
+    for field in ("HOSTS", "STACK"):
+        monkeypatch.delenv(f"KNOCKMAP_{field}", raising=False)
+
+    def call(*words: str) -> int:
+        tasks = Collection(deploy, port, meet, refuse, run)
+        tasks.configure(
+            {"connect_kwargs": {"password": "login", "look_for_keys": False, "allow_agent": False}}
+        )
+        program = Fab(name="Fabric", config_class=Config, namespace=tasks)
+        fleet.install(program)
+        with pytest.raises(SystemExit) as end:
+            program.run(["fab", "-S", str(home / "ssh_config"), *words])
+            raise SystemExit(0)
+        return int(end.value.code or 0)
+
+    return call
+
+
+def test_runs_on_a_host_and_counts(fab: Fabric, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fab("-H", "one", "deploy", "--status", "changed") == 0
+    assert capsys.readouterr().out == "changed  file:/x\n0 ok, 1 changed, 0 failed, 0 skipped\n"
+
+
+def test_the_shared_flags_are_there_without_being_named_by_the_body(
+    fab: Fabric, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fab("--help", "deploy")
+    shown = capsys.readouterr().out
+    for flag in ("--check", "--diff", "--fail-on-change", "--verbose", "--json", "--limit", "--accept-new"):
+        assert flag in shown
+    assert "What the resource turns out to be." in shown
+    fab("--help", "port")
+    shown = capsys.readouterr().out
+    assert "--limit" in shown and "--check" not in shown
+
+
+def test_the_list_shows_the_first_line(fab: Fabric, capsys: pytest.CaptureFixture[str]) -> None:
+    fab("--list")
+    shown = capsys.readouterr().out
+    assert "Make it so." in shown and "At length" not in shown
+
+
+@pytest.mark.parametrize(("words", "check"), [((), False), (("--check",), True)])
+def test_check_reaches_the_body(fab: Fabric, words: tuple[str, ...], check: bool) -> None:
+    fab("-H", "one", "deploy", *words)
+    assert seen[0]["check"] is check
+
+
+def test_invokes_dry_means_check(fab: Fabric) -> None:
+    fab("--dry", "-H", "one", "deploy")
+    assert seen[0]["check"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("deploy",), 0),
+        (("deploy", "--status", "changed"), 0),
+        (("deploy", "--status", "changed", "--fail-on-change"), 1),
+        (("deploy", "--fail-on-change"), 0),
+        (("deploy", "--status", "failed"), 1),
+        (("refuse",), 1),
+        (("refuse", "--kind", "bug"), 1),
+        (("refuse", "--kind", "usage"), 2),
+        (("deploy", "--limit", "0"), 2),
+        (("deploy", "--nonsense"), 2),
+        (("run", "false"), 1),
+        (("run", "true"), 0),
+    ],
+)
+def test_exit_codes(fab: Fabric, words: tuple[str, ...], status: int) -> None:
+    assert fab("-H", "one", *words) == status
+
+
+def test_an_expected_failure_is_one_sentence(fab: Fabric, capsys: pytest.CaptureFixture[str]) -> None:
+    fab("-H", "one", "refuse")
+    assert capsys.readouterr().err == "it cannot be\n"
+
+
+def test_without_a_host_nothing_runs_and_it_says_how_to_name_one(
+    fab: Fabric, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fab("deploy") == 2
+    error = capsys.readouterr().err
+    for way in ("-H", "KNOCKMAP_HOSTS", "fabric.yaml"):
+        assert way in error
+    assert not seen
+
+
+def test_hosts_of_the_settings_are_taken(fab: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KNOCKMAP_HOSTS", "one,two")
+    assert fab("deploy") == 0
+    assert len(seen) == 2
+    assert fab("-H", "one", "deploy") == 0
+    assert len(seen) == 3
+
+
+def test_a_wrong_setting_is_refused_before_connecting(
+    fab: Fabric, servers: list[SshServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KNOCKMAP_SSH_PROT", "2222")
+    assert fab("-H", "one", "deploy") == 2
+    assert not seen and servers[0].logins == 0
+
+
+def test_accept_new_becomes_the_setting(fab: Fabric) -> None:
+    fab("-H", "one", "deploy", "--accept-new")
+    chosen: Settings = seen[0]["settings"]
+    assert chosen.ssh_accept_new
+
+
+def test_hosts_run_at_the_same_time(fab: Fabric) -> None:
+    assert fab("-H", "one,two", "meet") == 0
+
+
+def test_one_bad_host_does_not_stop_the_others_and_the_last_lines_name_it(
+    fab: Fabric, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fab("-H", "one,two,nowhere.invalid", "deploy", "--status", "changed") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("nowhere.invalid  failed: ")
+    assert sorted(lines[-3:-1]) == [
+        f"{host:<15}  0 ok, 1 changed, 0 failed, 0 skipped" for host in ("one", "two")
+    ]
+    start = lines.index(next(line for line in lines if line.startswith("── one ")))
+    assert lines[start + 1] == "changed  file:/x"
+
+
+def test_json_is_one_document_for_each_host(fab: Fabric, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fab("-H", "one,nowhere.invalid", "deploy", "--json") == 1
+    documents = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {d["host"]: d["ok"] for d in documents} == {"one": True, "nowhere.invalid": False}
+
+
+def test_a_text_is_printed_as_it_is(
+    fab: Fabric, servers: list[SshServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fab("-H", "one", "port") == 0
+    assert capsys.readouterr().out == f"port {servers[0].port}\n"
+
+
+def test_a_host_stops_at_its_first_failing_task(fab: Fabric) -> None:
+    assert fab("-H", "one", "refuse", "deploy") == 1
+    assert not seen
+
+
+def test_also_a_bare_command_goes_over_a_verified_connection(
+    fab: Fabric, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "known").write_text("")
+    assert fab("-H", "one", "--", "true") == 1
+    assert "the host is unknown" in capsys.readouterr().err
