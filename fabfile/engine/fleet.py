@@ -53,6 +53,8 @@ COMMON: dict[str, Any] = {"limit": 8, "accept_new": False}
 class HostTask(fabric.tasks.Task):  # type: ignore[misc] # fabric has no types
     """A task that runs on hosts and never on the operator's machine."""
 
+    help: dict[str, Any]
+
     def __init__(self, body: Callable[..., Any], **kwargs: Any) -> None:
         kwargs.setdefault("auto_shortflags", False)  # -c, -d, -f and -l are Fabric's own
         self.own = tuple(inspect.signature(body).parameters)

@@ -101,6 +101,7 @@ class SshServer:
                 self._serve(peer) if self.banner else peer.close()
 
     def _serve(self, peer: socket.socket) -> None:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport = paramiko.Transport(peer)
         for key in self.keys:
             transport.add_server_key(key)
