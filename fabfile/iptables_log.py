@@ -61,6 +61,7 @@ def resources(settings: Settings) -> list[Resource]:
         *(CONFIG, PROGRAMS, program, *rule_files, rules),
         *(service, check, timer),
         Service("knockmap-rules.service", restart_on=(service,)),
+        Service("knockmap-rules-check.service", running=None),
         Service("knockmap-rules.timer", restart_on=(timer,)),
     ]
 
