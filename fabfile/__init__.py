@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os as _os
 from typing import Any
 
 from fabric import Connection  # type: ignore[import-untyped]
 from invoke.collection import Collection
 
+from fabfile import scanners
 from fabfile.engine import fleet
 from fabfile.engine.converge import converge
 from fabfile.engine.converge import undo as put_back
@@ -24,7 +26,12 @@ SENSOR = ("harden_ssh", "iptables_log", "syslog_route")
 STACKS = {"embedded": ("collector",), "elastic": ()}
 TASKS = (*SENSOR, *STACKS["embedded"])
 
-modules = {name: importlib.import_module(f"fabfile.{name}") for name in TASKS}
+
+modules = {
+    name: importlib.import_module(f"fabfile.{name}")
+    for name in TASKS
+    if _os.path.exists(f"{_os.path.dirname(__file__)}/{name}.py")
+}
 
 
 def plan(chosen: Settings) -> Plan:
@@ -34,7 +41,9 @@ def plan(chosen: Settings) -> Plan:
             "stack = elastic comes with the task install_elk, which is not there yet; set KNOCKMAP_STACK=embedded, "
             "or in fabric.yaml `knockmap:` with `stack: embedded`"
         )
-    return {name: modules[name].resources(chosen) for name in (*SENSOR, *STACKS[chosen.stack])}
+    return {
+        name: modules[name].resources(chosen) for name in (*SENSOR, *STACKS[chosen.stack]) if name in modules
+    }
 
 
 @host_task
@@ -42,7 +51,7 @@ def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Turn a fresh VPS into a hardened box that shows who scans it for SSH."""
     chosen = settings(c)
     whole = plan(chosen)
-    moved = modules["harden_ssh"].move(c, chosen, check=check, diff=diff)
+    moved = modules["harden_ssh"].move(c, chosen, check=check, diff=diff) if "harden_ssh" in modules else None
     if moved is not None and not moved.ok:
         return moved
     report = converge(c, whole, check=check, diff=diff)
@@ -89,7 +98,7 @@ def undo(
 
 
 ns = Collection(deploy, undo)
-for module in modules.values():
+for module in (*modules.values(), scanners):
     for found in vars(module).values():
         if isinstance(found, fleet.HostTask) and found.name not in ns.task_names:
             ns.add_task(found)

@@ -230,14 +230,15 @@ def manifest(plan: Plan) -> list[dict[str, Any]]:
     Raises ValueError when two resources of the plan have the same id but differ.
     """
     seen: dict[str, Resource] = {}
+    planned: set[str] = set()
     wire = []
     for task, resources in plan.items():
         for resource in resources:
-            first = seen.setdefault(resource.id, resource)
-            if first is resource:
-                wire.append({"task": task, **resource.wire()})
-            elif first != resource:
+            if seen.setdefault(resource.id, resource) != resource:
                 raise ValueError(f"{task}: {resource.id} is already planned with other properties")
+            if resource.id not in planned:
+                planned.add(resource.id)
+                wire.append({"task": task, **resource.wire()})
     return wire
 
 
@@ -258,7 +259,9 @@ def render(template: str, **values: Any) -> str:
     if path.suffix == ".j2":
         import jinja2  # costs 40 ms, and a task without a template does not need it
 
-        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+        environment = jinja2.Environment(  # noqa: S701 - no HTML
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        )
         text = environment.from_string(text).render(**values)
     shebang, body = text.split("\n", 1) if text.startswith("#!") else ("", text)
     header = f"# Managed by knockmap (files/{template}): changes made here are lost at the next deploy.\n"

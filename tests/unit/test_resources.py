@@ -27,7 +27,8 @@ def test_a_restart_points_at_the_resource_that_causes_it() -> None:
 
 
 def test_a_resource_that_two_tasks_share_travels_once() -> None:
-    assert len(manifest({"one": [Package("a")], "two": [Package("a")]})) == 1
+    shared = File("/x", text="x")
+    assert len(manifest({"one": [Package("a"), shared], "two": [Package("a"), shared]})) == 2
 
 
 def test_two_resources_of_one_name_that_differ_are_refused() -> None:

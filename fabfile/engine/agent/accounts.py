@@ -19,7 +19,7 @@ class User(Item):
         try:
             entry = pwd.getpwnam(self.want["user"])
         except KeyError:
-            return {"user": None}
+            return {"user": None, "home": self.want["home"]}
         return {"user": entry.pw_name, "home": entry.pw_dir}
 
     def apply(self, have: Have) -> None:

@@ -50,7 +50,8 @@ class Service(Item):
         self.journal.restarted(unit)
         changed_ids.difference_update(self.want["restart_on"], self.want["reload_on"])
         forget_observations()
-        self.settle()
+        if self.want["running"]:
+            self.settle()
 
     def drive(self, unit: str, have: Have) -> None:
         if self.want["running"] is False:
@@ -68,14 +69,19 @@ class Service(Item):
         )  # five quick restarts in an earlier run must not refuse this one
         done = run("systemctl", verb, unit)
         if done.returncode:
-            journal = run("journalctl", "-u", unit, "-n", "8", "--no-pager", "-o", "cat").stdout
-            raise Failure(f"systemctl {verb} {unit} failed", done.stderr + journal)
+            raise Failure(f"systemctl {verb} {unit} failed", done.stderr + last_words(unit))
 
     def settle(self) -> None:
-        """A unit may take a moment to be active; one that fails in its first second must not count as running."""
-        for _ in range(50):
-            state = run("systemctl", "is-active", self.want["unit"]).stdout.strip()
-            if state not in ("activating", "deactivating"):
+        """Look for a moment: a unit that fails in its first second must not count as running."""
+        quiet = 0
+        for _ in range(100):
+            state = run("systemctl", "show", "-P", "SubState", self.want["unit"]).stdout.strip()
+            if state in ("auto-restart", "failed"):
+                raise Failure(
+                    f"{self.want['unit']} ends as soon as it is started", last_words(self.want["unit"])
+                )
+            quiet = 0 if state in ("start", "start-pre", "start-post", "stop", "reload") else quiet + 1
+            if quiet == 6:
                 return
             time.sleep(0.1)
 
@@ -92,6 +98,10 @@ class Service(Item):
             must(f"{unit}", "systemctl", "start" if before["running"] else "stop", unit)
         forget_observations()
         return ""
+
+
+def last_words(unit: str) -> str:
+    return run("journalctl", "-u", unit, "-n", "8", "--no-pager", "-o", "cat").stdout
 
 
 def units(unit: str, journal: Journal) -> dict[str, str]:
