@@ -21,8 +21,9 @@ from .images import BoxError, inside
 from .machine import Box, relay_name
 
 MOST_COUNT, MOST_SECONDS = 100_000, 60
-# The pair's own addresses: documentation and unique-local ranges, so that no real source can be one of them.
-BOX_V4, BOX_V6 = "198.18.22.1", "fd22:22::1"
+# The pair's own addresses end in the number of the box, by which its relay knows its lines. Benchmark and unique-local
+# ranges, so that no real source can be one of them.
+TARGET_V4, TARGET_V6 = "198.18.22.{}", "fd22:22::{}"
 SETUP = """
 set -eu
 ip netns add attacker
@@ -64,17 +65,19 @@ def attack(box: Box, sources: int = 40, count: int = 200, rate: int = 100) -> At
     if not 2 <= sources <= 2000:
         raise BoxError(f"from 2 to 2000 sources, not {sources}")
     hand = images.client().containers.get(relay_name(box.name))
+    number = box.address.rsplit(".", 1)[1]
+    v4, v6 = TARGET_V4.format(number), TARGET_V6.format(number)
     chosen = choose(sources)
     addresses = {"v4": [a for a in chosen if ":" not in a], "v6": [a for a in chosen if ":" in a]}
     job = {
-        "v4": {"target": BOX_V4, "sources": addresses["v4"]},
-        "v6": {"target": BOX_V6, "sources": addresses["v6"]},
+        "v4": {"target": v4, "sources": addresses["v4"]},
+        "v6": {"target": v6, "sources": addresses["v6"]},
         "count": count,
         "rate": rate,
     }
     shell(hand, CLEAN)
     try:
-        prepare(hand, addresses)
+        prepare(hand, addresses, v4, v6)
         put(hand, "job.json", json.dumps(job))
         sent = json.loads(
             shell(hand, "ip netns exec attacker python3 /usr/local/lib/box/syn.py </tmp/job.json")
@@ -122,16 +125,16 @@ def choose(number: int) -> dict[str, str]:
     raise AssertionError("unreachable")
 
 
-def prepare(hand: Container, addresses: dict[str, list[str]]) -> None:
+def prepare(hand: Container, addresses: dict[str, list[str]], v4: str, v6: str) -> None:
     """The namespace with its addresses, a route to each of them, and the guard on every other way out."""
     mine = [f"addr add {a}/32 dev syn1" for a in addresses["v4"]]
     mine += [f"addr add {a}/128 dev syn1 nodad" for a in addresses["v6"]]
-    routes = [f"route add {a}/32 dev syn0 src {BOX_V4}" for a in addresses["v4"]]
+    routes = [f"route add {a}/32 dev syn0 src {v4}" for a in addresses["v4"]]
     routes += [f"-6 route add {a}/128 dev syn0" for a in addresses["v6"]]
     put(hand, "addresses", "\n".join(mine) + "\n")
     put(hand, "routes", "\n".join(line.removeprefix("-6 ") for line in routes) + "\n")
     put(hand, "guard", guard(addresses))
-    shell(hand, SETUP.format(v4=BOX_V4, v6=BOX_V6))
+    shell(hand, SETUP.format(v4=v4, v6=v6))
 
 
 def guard(addresses: dict[str, list[str]]) -> str:
