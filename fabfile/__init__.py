@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os as _os
 from typing import Any
 
 from fabric import Connection  # type: ignore[import-untyped]
@@ -11,7 +10,6 @@ from invoke.collection import Collection
 
 from fabfile import scanners
 from fabfile.engine import fleet
-from fabfile.engine.converge import converge
 from fabfile.engine.converge import undo as put_back
 from fabfile.engine.errors import UsageError
 from fabfile.engine.fleet import host_task, settings
@@ -27,15 +25,11 @@ STACKS = {"embedded": ("collector",), "elastic": ()}
 TASKS = (*SENSOR, *STACKS["embedded"])
 
 
-modules = {
-    name: importlib.import_module(f"fabfile.{name}")
-    for name in TASKS
-    if _os.path.exists(f"{_os.path.dirname(__file__)}/{name}.py")
-}
+modules = {name: importlib.import_module(f"fabfile.{name}") for name in TASKS}
 
 
 def plan(chosen: Settings) -> Plan:
-    """What `deploy` makes of a target: the lists of all its tasks, in order. Raises UsageError."""
+    """What `deploy` makes of a target after harden_ssh: the lists of its tasks, in order. Raises UsageError."""
     if not STACKS[chosen.stack]:
         raise UsageError(
             "stack = elastic comes with the task install_elk, which is not there yet; set KNOCKMAP_STACK=embedded, "
@@ -50,12 +44,8 @@ def plan(chosen: Settings) -> Plan:
 def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Turn a fresh VPS into a hardened box that shows who scans it for SSH."""
     chosen = settings(c)
-    whole = plan(chosen)
-    moved = modules["harden_ssh"].move(c, chosen, check=check, diff=diff) if "harden_ssh" in modules else None
-    if moved is not None and not moved.ok:
-        return moved
-    report = converge(c, whole, check=check, diff=diff)
-    return report if moved is None else moved + report
+    others = plan(chosen)
+    return modules["harden_ssh"].settle(c, chosen, others, check=check, diff=diff)  # type: ignore[no-any-return]
 
 
 @host_task(

@@ -15,15 +15,28 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 def converge(
-    c: Any, plan: Plan, *, check: bool = False, diff: bool = False, on_event: OnEvent | None = None
+    c: Any,
+    plan: Plan,
+    *,
+    check: bool = False,
+    diff: bool = False,
+    held: Sequence[str] = (),
+    on_event: OnEvent | None = None,
 ) -> Report:
     """Bring the target to the plan; with `check` (or Invoke's --dry) only say what would change.
+
+    The resources of `held` tasks are only looked at: {"held": id} in the report's data names each that differs.
 
     Events go to `on_event`, or else to the screen of `c`. A failed resource is in the report; what is raised is a
     HostError: the way to the target failed.
     """
     check = check or bool(c.config.run.dry)
-    job = {"mode": "check" if check else "apply", "diff": diff, "resources": manifest(plan)}
+    job = {
+        "mode": "check" if check else "apply",
+        "diff": diff,
+        "held": list(held),
+        "resources": manifest(plan),
+    }
     return _run(c, job, blobs(plan), check, on_event)
 
 

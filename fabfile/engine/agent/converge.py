@@ -49,7 +49,20 @@ def converge(job: dict[str, Any]) -> None:
             emit("result", id=want["id"], task=want["task"], status="skipped", message="")
             continue
         emit("start", id=want["id"], task=want["task"])
-        broken = not attempt(want, partial(settle, want, wants, journal, check, job["diff"]))
+        if want["task"] in job.get("held", ()) and not check:
+            broken = not attempt(want, partial(hold, want, journal))
+        else:
+            broken = not attempt(want, partial(settle, want, wants, journal, check, job["diff"]))
+
+
+def hold(want: Want, journal: Journal) -> None:
+    """Look at a resource that may only be changed in stages: what differs is said, and left to those."""
+    item = KINDS[want["kind"]](want, journal)
+    have, wanted = item.observe(), item.wanted()
+    if any(have.get(key) != wanted[key] for key in wanted):
+        emit("data", value={"held": want["id"]})
+    else:
+        emit("result", id=want["id"], task=want["task"], status="ok", message="")
 
 
 def attempt(want: Want, work: Callable[[], None]) -> bool:

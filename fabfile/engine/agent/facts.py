@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 
-from .machine import at, read_text
+from .machine import at, read_text, run
 from .paths import STATE
 
 
@@ -29,7 +29,19 @@ def fact_log_owner() -> str:
     return found[1] if found else "root"
 
 
-FACTS: dict[str, Callable[[], str]] = {"logger": fact_logger, "log_owner": fact_log_owner}
+def fact_ssh_owner() -> str:
+    """Who holds sshd's port: "service", "socket", or "generator" (Ubuntu's ssh.socket, which follows sshd_config)."""
+    if run("systemctl", "is-active", "-q", "ssh.socket").returncode:
+        return "service"
+    follows = os.path.exists(at("/lib/systemd/system-generators/sshd-socket-generator"))
+    return "generator" if follows else "socket"
+
+
+FACTS: dict[str, Callable[[], str]] = {
+    "logger": fact_logger,
+    "log_owner": fact_log_owner,
+    "ssh_owner": fact_ssh_owner,
+}
 facts: dict[str, str] = {}
 
 
