@@ -187,9 +187,7 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
             with self._translated(seconds):
                 return self._attempt(seconds)
         except _UnknownKeyError as unknown:
-            # Asked with the connection closed: sshd does not wait long for a person.
-            if not self._asked(unknown.key, self._own_file()):
-                raise HostKeyError(f"{self._where()}: {_UNKNOWN.format(key=unknown.key)}") from None
+            self._ask(unknown.key)
             self._keep(unknown.key)
         with self._translated(self.attempt_seconds):
             return self._attempt(self.attempt_seconds)
@@ -288,18 +286,21 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
             f"{', '.join(str(other) for other in dict.fromkeys(same or keys))} ({', '.join(dict.fromkeys(sources))}); {advice}"
         )
 
-    def _asked(self, key: HostKey, file: Path) -> bool:
+    def _ask(self, key: HostKey) -> None:
+        """Show the fingerprint and let the operator decide. The connection is closed: sshd does not wait for people."""
+        where = self._where()
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            return False
+            raise HostKeyError(f"{where}: {_UNKNOWN.format(key=key)}")
         with terminal:
             sys.stderr.write(
-                f"\r\x1b[K{self._where()} is unknown: {_short(file)} has no key for it.\n"
+                f"\r\x1b[K{where} is unknown: {_short(self._own_file())} has no key for it.\n"
                 f"It shows {key}.\n"
                 f"Compare with the provider's console: ssh-keygen -lf /etc/ssh/ssh_host_{_stem(key.type)}_key.pub\n"
                 "Is it the right one? [y/N] "
             )
             sys.stderr.flush()
-            return sys.stdin.readline().strip().lower() in ("y", "yes")
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                raise HostKeyError(f"{where}: its host key was not accepted, so nothing was done")
 
     # --- errors -------------------------------------------------------------------------------------------------
 

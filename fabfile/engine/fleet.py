@@ -132,7 +132,8 @@ class Outcome:
 
     @property
     def last_line(self) -> str:
-        parts = [self.report.summary if self.report else "", f"failed: {self.error}" if self.error else ""]
+        error = self.error.removeprefix(f"{self.host}: ")
+        parts = [self.report.summary if self.report else "", f"failed: {error}" if error else ""]
         return "; ".join(part for part in parts if part)
 
 

@@ -112,8 +112,11 @@ class LiveLine:
         if not self.works or not self.doing:
             return
         width = shutil.get_terminal_size().columns - 1
-        single = len(self.doing) == 1
-        text = "  ·  ".join(text if single else f"{host} {text}" for host, text in self.doing.items())
+        if len(self.doing) > 1:  # every host gets its share of the line
+            share = max(12, (width + 5) // len(self.doing) - 5)
+            text = "  ·  ".join(f"{host}: {what}"[:share] for host, what in self.doing.items())
+        else:
+            (text,) = self.doing.values()
         self.out.write("\r\x1b[K\x1b[2m" + printable(text)[:width] + "\x1b[0m")
         self.out.flush()
 

@@ -40,9 +40,14 @@ class Channel:
     def __init__(self, c: Any, command: str, doing: str) -> None:
         self.c, self.doing = c, doing
         c.open()
+        # paramiko waits for ever for a server that is silent here.
+        watch = threading.Timer(2 * QUIET_SECONDS, c.transport.close)
+        watch.daemon = True
+        watch.start()
         with self._guarded():
             self.channel = c.create_session()
             self.channel.exec_command(command)
+        watch.cancel()
 
     def __enter__(self) -> Any:
         return self

@@ -135,6 +135,18 @@ def test_a_silent_server_is_given_up(server: SshServer, monkeypatch: pytest.Monk
             transport.run_agent(c, APPLY, {}, lambda event: freeze.set(), program=program.encode())
 
 
+def test_a_server_that_falls_silent_before_the_start_is_given_up(
+    server: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(root_channel, "QUIET_SECONDS", 0.1)
+    with freezing(server) as (port, freeze):
+        c = connection(server, port=port)
+        c.open()
+        freeze.set()
+        with pytest.raises(ConnectionLostError, match="the start of the agent"):
+            run(c)
+
+
 def test_a_quiet_program_on_a_live_connection_is_waited_for(
     server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
