@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from fabfile.settings import Settings
 # How long a port that may be the right one has for its answer, and one that must be; seconds.
 GUESS_SECONDS = 4
 CONNECT_SECONDS = 10
+
+FORWARDING_PROHIBITED = 1  # RFC 4254, 5.1
 
 # What paramiko logs (also of failures that we explain ourselves) is for --debug only.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -63,18 +65,20 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
     """`fabric.Connection` with verified host keys. Without `port` (or `host:port`) it finds the port when it opens.
 
     `settings` gives the port to guess and what to do with an unknown host; `tell(text)` shows a notice to the
-    operator. Raises the errors of `errors.TransportError` instead of paramiko's.
+    operator. `host_key` is the one that was shown; with `pinned` keys no other is taken, whoever says so. Raises the
+    errors of `errors.TransportError` instead of paramiko's.
     """
 
     # Named here since Invoke's contexts turn unknown attributes into configuration.
     settings: Settings
     tell: Any = None
     screen: Any = None
-    ports: tuple[int, ...] = ()
     host_key: HostKey | None = None
+    pinned: tuple[HostKey, ...] = ()
     hop: bool = False
     given_port: bool = False
     attempt_seconds: float = CONNECT_SECONDS
+    seconds: float = CONNECT_SECONDS
     connect_timeout: Any
     connect_kwargs: Any
 
@@ -193,11 +197,12 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
             return self._attempt(self.attempt_seconds)
 
     def _attempt(self, seconds: float) -> Any:
+        self._set(seconds=seconds)
         named, vouching = self.known_keys(self.port)
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(_Judge(self._judge))
         self.client = client
-        types = [key.type for key in (*(line.key for line in named), *vouching)]
+        types = [key.type for key in self.pinned or (*(line.key for line in named), *vouching)]
         kwargs = dict(self.connect_kwargs)
         self.connect_kwargs.update(
             transport_factory=_preferring(types), timeout=seconds, banner_timeout=max(seconds, GUESS_SECONDS)
@@ -215,7 +220,9 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
     def open_gateway(self) -> Any:
         """As Fabric's, but a ProxyCommand gets the port that we mean in its %p, and a hop's failure names the hop."""
         if not isinstance(self.gateway, str):
-            return super().open_gateway()
+            self.gateway.open()
+            target = (self.host, self.port)
+            return self.gateway.transport.open_channel("direct-tcpip", target, ("", 0), timeout=self.seconds)
         command = _proxy_command(self.config.base_ssh_config, self.original_host, self.port) or self.gateway
         for token, text in (("%h", self.host), ("%p", str(self.port)), ("%r", self.user), ("%%", "%")):
             command = command.replace(token, text)
@@ -225,16 +232,21 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
 
     def _judge(self, key: HostKey) -> None:
         """Return if this key is the host's; raise HostKeyError if it is not, _UnknownKeyError if nobody can say."""
+        self._set(host_key=key)
+        if self.pinned:
+            if key not in self.pinned:
+                raise HostKeyError(self._changed(key, [], list(self.pinned)))
+            return
         named, vouching = self.known_keys(self.port)
         if any(line.key == key and line.revoked for line in named):
             raise HostKeyError(
                 f"{self._where()}: its host key {key} is revoked in known_hosts; not connected"
             )
         known = [line for line in named if not line.revoked]
-        self._set(host_key=key)
         if any(line.key == key for line in known) or key in vouching:
             return
-        if known or (vouching and not self.given_port):
+        recorded = self.port in host_records.recorded(self.original_host).ports
+        if known or recorded or (vouching and not self.given_port):
             raise HostKeyError(self._changed(key, known, vouching))
         self._meet(key)
 
@@ -321,22 +333,19 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
                 raise _NobodyThereError(nobody) from error
             raise _explained(self, error) from error
 
-    def sibling(self, port: int) -> VerifiedConnection:
+    def sibling(self, port: int, keys: Iterable[HostKey] = ()) -> VerifiedConnection:
         """A new connection, not yet open, to the same host by the same way and user, on exactly this port.
 
-        The key of this connection, if it is open, is the one that must answer there too.
+        There one of `keys` must answer, or the key that this connection was shown: nobody is asked about another one.
         """
-        host = self.original_host
-        other = VerifiedConnection(
-            f"[{host}]" if ":" in host else host,
-            user=self.user,
-            port=port,
-            config=self.config.clone(),
-            settings=self.settings,
-            gateway=self.gateway,
-        )
+        host = f"[{self.original_host}]" if ":" in self.original_host else self.original_host
+        config, settings = self.config.clone(), self.settings
+        options = {"user": self.user, "port": port, "gateway": self.gateway or False}
+        other = VerifiedConnection(host, config=config, settings=settings, **options)
         other.connect_kwargs = dict(self.connect_kwargs)
-        other._set(tell=self.tell, screen=self.screen, attempt_seconds=self.attempt_seconds)
+        shown = (self.host_key,) if self.host_key else ()
+        other._set(pinned=tuple(dict.fromkeys((*shown, *keys))), tell=self.tell, screen=self.screen)
+        other._set(attempt_seconds=self.attempt_seconds)
         return other
 
 
@@ -411,12 +420,14 @@ def _nobody(error: Exception, seconds: float) -> str:
         )
     if isinstance(error, TimeoutError):
         return f"no answer in {seconds:.0f} s"
-    if isinstance(error, ChannelException):
+    if isinstance(error, ChannelException) and error.code != FORWARDING_PROHIBITED:
         return f"the jump host could not connect ({error.text.lower()})"
     if isinstance(error, ProxyCommandFailure):
         return "the ProxyCommand ended"
     if isinstance(error, (EOFError, ConnectionResetError, BrokenPipeError)):
         return "closed without an SSH banner"
+    if isinstance(error, paramiko.SSHException) and "Timeout opening channel" in str(error):
+        return f"the jump host got no answer in {seconds:.0f} s"
     if isinstance(error, paramiko.SSHException) and "SSH protocol banner" in str(error):
         return "closed or silent without an SSH banner"
     return ""
@@ -438,6 +449,10 @@ def _explained(c: VerifiedConnection, error: Exception) -> TransportError:
     if isinstance(error, socket.gaierror):
         text = f"the name {c.host} is not known ({error.strerror})"
         return UnreachableError(f"{c.original_host}: {text}; check -H and the network of this machine")
+    if isinstance(error, ChannelException):
+        return UnreachableError(
+            f"{where}: the jump host {c.gateway.host} forwards nothing (AllowTcpForwarding there)"
+        )
     if isinstance(error, PasswordRequiredException):
         return LoginError(
             f"{where}: the key is encrypted; load it with ssh-add, or run with --prompt-for-passphrase"

@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -274,8 +274,8 @@ class Run:
                     break
         except (UsageError, SettingError) as error:
             self.misuse = outcome.error = str(error)
-        except (HostError, UnexpectedExit, AuthFailure, ThreadException) as error:
-            outcome.error = str(error).strip()
+        except (HostError, UnexpectedExit, AuthFailure, ThreadException, Exit) as error:
+            outcome.error = str(error).strip() or f"ended with {type(error).__name__}"
         except Exception as error:  # a bug on one host must not take the others along
             traceback.print_exc(file=sys.stderr)
             outcome.error = f"{type(error).__name__}: {error}; this is a bug of knockmap"
@@ -310,15 +310,30 @@ class Run:
                 print(outcome.error, file=sys.stderr)
 
 
-def install(program: Any = fabric.main.program) -> None:
-    """Make `fab` use this executor, and exit with 2 on a command line that it cannot read."""
+def install(program: Any = fabric.main.program, words: Mapping[str, str] | None = None) -> None:
+    """Make `fab` use this executor, and exit with 2 on a command line that it cannot read.
+
+    `words` names tasks whose next word is not another task but the value of an option, such as
+    {"undo": "--task"}: Invoke itself has no optional positional arguments, and would run `undo` of all and then that.
+    """
     program.executor_class = Executor
     parse = type(program).parse_tasks
 
     def parse_tasks() -> None:
+        program.core.unparsed[:] = with_options(program.core.unparsed, words or {})
         try:
             parse(program)
         except ParseError as error:
             raise Exit(str(error), code=2) from None
 
     program.parse_tasks = parse_tasks
+
+
+def with_options(argv: Sequence[str], words: Mapping[str, str]) -> list[str]:
+    """The command line with `undo x` written as `undo --task x`."""
+    written: list[str] = []
+    for word in argv:
+        if written and written[-1] in words and not word.startswith("-"):
+            written.append(words[written[-1]])
+        written.append(word)
+    return written

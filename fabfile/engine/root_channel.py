@@ -6,6 +6,7 @@ Root is the login user itself, or by sudo: passwordless, or with Fabric's own `s
 
 from __future__ import annotations
 
+import contextlib
 import select
 import shlex
 import threading
@@ -40,14 +41,9 @@ class Channel:
     def __init__(self, c: Any, command: str, doing: str) -> None:
         self.c, self.doing = c, doing
         c.open()
-        # paramiko waits for ever for a server that is silent here.
-        watch = threading.Timer(2 * QUIET_SECONDS, c.transport.close)
-        watch.daemon = True
-        watch.start()
-        with self._guarded():
+        with self._opening():
             self.channel = c.create_session()
             self.channel.exec_command(command)
-        watch.cancel()
 
     def __enter__(self) -> Any:
         return self
@@ -55,8 +51,18 @@ class Channel:
     def __exit__(self, *exc: object) -> None:
         self.channel.close()
 
-    def _guarded(self) -> _Guard:
-        return _Guard(self)
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        """paramiko would wait for ever for a server that falls silent here."""
+        watch = threading.Timer(2 * QUIET_SECONDS, self.c.transport.close)
+        watch.daemon = True
+        watch.start()
+        try:
+            yield
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise self.lost(str(error) or type(error).__name__) from error
+        finally:
+            watch.cancel()
 
     def lost(self, why: str) -> ConnectionLostError:
         return ConnectionLostError(
@@ -95,6 +101,8 @@ class Channel:
             raise self.lost("the other end is gone")
 
     def exit_status(self) -> int:
+        while not self.channel.status_event.wait(QUIET_SECONDS):
+            self._probe()
         status = int(self.channel.recv_exit_status())
         if status < 0 and not self._alive():
             raise self.lost("the other end is gone")
@@ -113,18 +121,6 @@ class Channel:
         if asked.is_alive() or not self._alive():
             self.c.transport.close()
             raise self.lost(f"no answer for {2 * QUIET_SECONDS:.0f} s")
-
-
-class _Guard:
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (paramiko.SSHException, OSError, EOFError)):
-            raise self.channel.lost(str(error) or type(error).__name__) from error
 
 
 class RootChannel(Channel):

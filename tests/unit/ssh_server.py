@@ -62,6 +62,8 @@ class _Login(paramiko.ServerInterface):
         return paramiko.OPEN_SUCCEEDED
 
     def check_channel_direct_tcpip_request(self, chanid: int, origin: Any, destination: Any) -> int:
+        if not self.server.forwarding:
+            return paramiko.OPEN_FAILED_ADMINISTRATIVELY_PROHIBITED
         try:
             self.server.forwards[chanid] = socket.create_connection(destination)
         except OSError:
@@ -76,8 +78,15 @@ class _Login(paramiko.ServerInterface):
 class SshServer:
     """Listens on 127.0.0.1:`port`. `home` is where the stand-ins and their traces are."""
 
-    def __init__(self, home: Path, *keys: paramiko.PKey, root: bool = True, banner: bool = True) -> None:
-        self.home, self.keys, self.banner = home, keys or (ed25519_key(),), banner
+    def __init__(
+        self,
+        home: Path,
+        *keys: paramiko.PKey,
+        root: bool = True,
+        banner: bool = True,
+        forwards: bool = True,
+    ) -> None:
+        self.home, self.keys, self.banner, self.forwarding = home, keys or (ed25519_key(),), banner, forwards
         self.forwards: dict[int, socket.socket] = {}
         self.logins = 0
         self.transports: list[paramiko.Transport] = []

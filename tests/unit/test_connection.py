@@ -310,3 +310,29 @@ def test_a_sibling_goes_the_same_way_to_another_port(server: SshServer, home: Pa
         with connection(port=server.port) as c, c.sibling(moved.port) as proof:
             proof.open()
             assert (proof.port, proof.user, proof.original_host) == (moved.port, c.user, HOST)
+
+
+def test_no_setting_lets_a_sibling_accept_another_key(server: SshServer, home: Path) -> None:
+    know(home, line(HOST, server.keys[0]))
+    with serving(home) as other, connection(port=server.port, ssh_accept_new=True) as c:
+        c.open()
+        with pytest.raises(HostKeyError, match="not the known one"):
+            c.sibling(other.port).open()
+        with c.sibling(other.port, keys=[public(other)]) as proof:
+            proof.open()
+            assert proof.host_key == public(other)
+
+
+def test_a_recorded_port_with_another_key_is_never_taken_for_a_new_host(server: SshServer) -> None:
+    other = ed25519_key()
+    host_records.record(HOST, [HostKey(other.get_name(), other.get_base64())], [server.port])
+    with pytest.raises(HostKeyError, match=r"not the known one.*rm '.*json'"):
+        at(server, ssh_accept_new=True).open()
+
+
+def test_a_jump_host_that_forwards_nothing_is_named(server: SshServer, home: Path) -> None:
+    with serving(home, forwards=False) as jump:
+        config = f"Host target\n HostName {HOST}\n ProxyJump {HOST}:{jump.port}\n"
+        know(home, line(f"[{HOST}]:{jump.port}", jump.keys[0]))
+        with pytest.raises(UnreachableError, match="forwards nothing"):
+            connection("target", ssh_config=config, port=server.port).open()
