@@ -14,7 +14,7 @@ from .item import Item
 from .journal import Journal
 from .machine import at, must, run
 from .paths import STATE
-from .wire import Have, emit
+from .wire import emit
 
 
 def undo(job: dict[str, Any]) -> None:
@@ -33,7 +33,8 @@ def undo(job: dict[str, Any]) -> None:
     }
     edited = {id for id, item in items.items() if is_edited(item, journal.entries[id])}
     refused = bool(edited) and not options["keep_edited"]
-    restart: dict[str, Have] = {}
+    services = [e for e in journal.entries.values() if e["kind"] == "service"]  # undone before their files
+    restart: dict[str, str] = {}
     for id, item in items.items():
         entry = journal.entries[id]
         emit("start", id=id, task=entry["task"])
@@ -43,10 +44,10 @@ def undo(job: dict[str, Any]) -> None:
             emit("result", id=id, task=entry["task"], status="skipped", message="")
         elif check:
             emit("result", id=id, task=entry["task"], status="changed", message="back to what it was")
-        elif not attempt(
-            {"id": id, "task": entry["task"]}, partial(undo_one, item, entry, journal, options, restart)
-        ):
+        elif not attempt({"id": id, "task": entry["task"]}, partial(undo_one, item, entry, journal, options)):
             refused = True
+        elif id not in journal.entries:
+            note_restarts(id, services, restart)
     if not check and not refused:
         finish_undo(restart, journal)
 
@@ -88,18 +89,12 @@ def edit_diff(item: Item, entry: dict[str, Any]) -> str:
         return text_diff(item.want["path"], file.read(), content_at(item.want["path"]))
 
 
-def undo_one(
-    item: Item, entry: dict[str, Any], journal: Journal, options: dict[str, Any], restart: dict[str, Have]
-) -> None:
+def undo_one(item: Item, entry: dict[str, Any], journal: Journal, options: dict[str, Any]) -> None:
     id, former = item.want["id"], item.observe()
     kept = item.restore(entry["before"], options)
     if kept:
         emit("result", id=id, task=entry["task"], status="ok", message=kept)
         return
-    if entry["kind"] != "service" and former != item.observe():
-        for other in journal.entries.values():
-            if other["kind"] == "service" and id in other["want"]["restart_on"] + other["want"]["reload_on"]:
-                restart[other["want"]["unit"]] = other["before"]
     journal.forget(id)
     emit(
         "result",
@@ -110,12 +105,22 @@ def undo_one(
     )
 
 
-def finish_undo(restart: dict[str, Have], journal: Journal) -> None:
+def note_restarts(id: str, services: list[dict[str, Any]], restart: dict[str, str]) -> None:
+    """Which units that ran before us have to read again that `id` is back to what it was, and by which verb."""
+    for service in services:
+        want = service["want"]
+        if id in want["restart_on"] + want["reload_on"] and service["before"].get("running"):
+            verb = "restart" if id in want["restart_on"] else "reload-or-restart"
+            restart[want["unit"]] = "restart" if restart.get(want["unit"]) == "restart" else verb
+
+
+def finish_undo(restart: dict[str, str], journal: Journal) -> None:
     """Units read their old configuration again; an empty journal leaves nothing of ours behind."""
     run("systemctl", "daemon-reload")
-    for unit, before in restart.items():
-        if before.get("running"):
-            must(f"{unit} did not come back", "systemctl", "reload-or-restart", unit)
+    for unit, verb in restart.items():
+        # One whose package went, too, is gone for good.
+        if run("systemctl", "is-active", unit).returncode == 0:
+            must(f"{unit} did not come back", "systemctl", verb, unit)
     if not journal.entries and os.path.isdir(at(STATE)):
         import shutil
 
