@@ -17,7 +17,7 @@ from fabfile.engine.report import Report
 from fabfile.engine.resources import Plan
 from fabfile.settings import Settings
 
-fleet.install()
+fleet.install(words={"undo": "--task"})
 
 # In order of application. Each is a module here, a folder under files/, a test module and a heading in the README.
 SENSOR = ("harden_ssh", "iptables_log", "syslog_route")
@@ -55,7 +55,6 @@ def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
         "data": "Also remove data: the log, the database.",
         "keep-edited": "Leave files that somebody edited since, and undo the rest.",
     },
-    positional=["task"],
 )
 def undo(
     c: Connection,

@@ -88,7 +88,13 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of an operator with a state and cache of his own for this module."""
     home = tmp_path_factory.mktemp("operator")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KNOCKMAP_")}
-    return {**environment, "XDG_STATE_HOME": str(home), "KNOCKMAP_STACK": "embedded", "NO_COLOR": "1"}
+    return {
+        **environment,
+        "XDG_STATE_HOME": str(home),
+        "KNOCKMAP_STACK": "embedded",
+        "KNOCKMAP_GEO_SOURCE": "none",
+        "NO_COLOR": "1",
+    }
 
 
 @pytest.fixture(scope="module")
