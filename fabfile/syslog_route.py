@@ -12,7 +12,7 @@ from fabfile.engine import fleet
 from fabfile.engine.converge import converge
 from fabfile.engine.fleet import host_task
 from fabfile.engine.report import Report
-from fabfile.engine.resources import Directory, File, Package, Resource, Service, User, render
+from fabfile.engine.resources import File, Package, Resource, Service, User, render
 from fabfile.iptables_log import CONFIG, PREFIX
 from fabfile.settings import Settings
 
