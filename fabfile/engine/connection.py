@@ -20,15 +20,9 @@ from typing import Any
 
 import fabric  # type: ignore[import-untyped]
 import paramiko
-from paramiko.ssh_exception import (
-    ChannelException,
-    NoValidConnectionsError,
-    PasswordRequiredException,
-    ProxyCommandFailure,
-)
 
-from fabfile.engine import host_keys, host_records
-from fabfile.engine.errors import HostKeyError, LoginError, TransportError, UnreachableError
+from fabfile.engine import host_keys, host_records, ssh_errors
+from fabfile.engine.errors import HostKeyError, TransportError, UnreachableError
 from fabfile.engine.host_keys import HostKey, Line
 from fabfile.engine.report import terminal
 from fabfile.settings import Settings
@@ -36,8 +30,6 @@ from fabfile.settings import Settings
 # How long a port that may be the right one has for its answer, and one that must be; seconds.
 GUESS_SECONDS = 4
 CONNECT_SECONDS = 10
-
-FORWARDING_PROHIBITED = 1  # RFC 4254, 5.1
 
 # What paramiko logs (also of failures that we explain ourselves) is for --debug only.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
@@ -183,7 +175,7 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
                 return self._open_at(port, self.attempt_seconds if last else GUESS_SECONDS)
             except _NobodyThereError as nobody:
                 silent[port] = str(nobody)
-        raise UnreachableError(_unreachable(self, silent))
+        raise UnreachableError(ssh_errors.unreachable(self, silent))
 
     def _open_at(self, port: int, seconds: float) -> Any:
         self.port = port
@@ -239,9 +231,7 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
             return
         named, vouching = self.known_keys(self.port)
         if any(line.key == key and line.revoked for line in named):
-            raise HostKeyError(
-                f"{self._where()}: its host key {key} is revoked in known_hosts; not connected"
-            )
+            raise HostKeyError(f"{self.where()}: its host key {key} is revoked in known_hosts; not connected")
         known = [line for line in named if not line.revoked]
         if any(line.key == key for line in known) or key in vouching:
             return
@@ -257,12 +247,12 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
         if pinned and key.fingerprint not in pinned:
             wanted = ", ".join(pinned)
             raise HostKeyError(
-                f"{self._where()}: it shows {key}, but ssh_fingerprint wants {wanted}; not connected"
+                f"{self.where()}: it shows {key}, but ssh_fingerprint wants {wanted}; not connected"
             )
         if pinned or self.settings.ssh_accept_new or strict in ("accept-new", "no", "off"):
             self._keep(key)
         elif strict == "yes":
-            raise HostKeyError(f"{self._where()}: {_UNKNOWN.format(key=key)} (StrictHostKeyChecking yes)")
+            raise HostKeyError(f"{self.where()}: {_UNKNOWN.format(key=key)} (StrictHostKeyChecking yes)")
         else:
             raise _UnknownKeyError(key)
 
@@ -294,13 +284,13 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
                 + ") and run again; else somebody is in between"
             )
         return (
-            f"{self._where()}: the host key is not the known one, so nothing was sent. It shows {key}; known is "
+            f"{self.where()}: the host key is not the known one, so nothing was sent. It shows {key}; known is "
             f"{', '.join(str(other) for other in dict.fromkeys(same or keys))} ({', '.join(dict.fromkeys(sources))}); {advice}"
         )
 
     def _ask(self, key: HostKey) -> None:
         """Show the fingerprint and let the operator decide. The connection is closed: sshd does not wait for people."""
-        where = self._where()
+        where = self.where()
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise HostKeyError(f"{where}: {_UNKNOWN.format(key=key)}")
         with terminal:
@@ -316,7 +306,7 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
 
     # --- errors -------------------------------------------------------------------------------------------------
 
-    def _where(self) -> str:
+    def where(self) -> str:
         port = "" if self.port == 22 else f" port {self.port}"
         address = "" if self.host == self.original_host else f" ({self.host})"
         return f"{self.original_host}{address}{port}"
@@ -329,9 +319,9 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
         except (TransportError, _UnknownKeyError, _NobodyThereError, KeyboardInterrupt):
             raise
         except (OSError, EOFError, paramiko.SSHException, ValueError) as error:
-            if nobody := _nobody(error, seconds):
-                raise _NobodyThereError(nobody) from error
-            raise _explained(self, error) from error
+            if why := ssh_errors.nobody(error, seconds):
+                raise _NobodyThereError(why) from error
+            raise ssh_errors.explained(self, error) from error
 
     def sibling(self, port: int, keys: Iterable[HostKey] = ()) -> VerifiedConnection:
         """A new connection, not yet open, to the same host by the same way and user, on exactly this port.
@@ -407,73 +397,3 @@ def _proxy_command(ssh_config: Any, host: str, port: int) -> str:
     blocks: list[Any] = config.__dict__["_config"]
     blocks.extend(ssh_config.__dict__["_config"])
     return str(config.lookup(host).get("proxycommand") or "")
-
-
-def _nobody(error: Exception, seconds: float) -> str:
-    """A few words on why nobody seems to be there; empty if the error says something else."""
-    if isinstance(error, NoValidConnectionsError):
-        causes = {type(cause): cause for cause in error.errors.values()}
-        if ConnectionRefusedError in causes:
-            return "refused"
-        return ", ".join(
-            sorted({str(getattr(cause, "strerror", cause)).lower() for cause in causes.values()})
-        )
-    if isinstance(error, TimeoutError):
-        return f"no answer in {seconds:.0f} s"
-    if isinstance(error, ChannelException) and error.code != FORWARDING_PROHIBITED:
-        return f"the jump host could not connect ({error.text.lower()})"
-    if isinstance(error, ProxyCommandFailure):
-        return "the ProxyCommand ended"
-    if isinstance(error, (EOFError, ConnectionResetError, BrokenPipeError)):
-        return "closed without an SSH banner"
-    if isinstance(error, paramiko.SSHException) and "Timeout opening channel" in str(error):
-        return f"the jump host got no answer in {seconds:.0f} s"
-    if isinstance(error, paramiko.SSHException) and "SSH protocol banner" in str(error):
-        return "closed or silent without an SSH banner"
-    return ""
-
-
-def _unreachable(c: VerifiedConnection, silent: dict[int, str]) -> str:
-    address = "" if c.host == c.original_host else f" ({c.host})"
-    tried = ", ".join(f"port {port}: {why}" for port, why in silent.items())
-    advice = "is the host up, and its port open in the provider's firewall?"
-    if any("banner" in why for why in silent.values()):
-        advice = "sshd also closes at once for a while after failed logins: wait a minute and run again"
-    elif c.given_port:
-        advice += " Without a port after -H the likely ones are tried"
-    return f"{c.original_host}{address}: no SSH server answers ({tried}); {advice}"
-
-
-def _explained(c: VerifiedConnection, error: Exception) -> TransportError:
-    where, text = c._where(), str(error).rstrip(".")
-    if isinstance(error, socket.gaierror):
-        text = f"the name {c.host} is not known ({error.strerror})"
-        return UnreachableError(f"{c.original_host}: {text}; check -H and the network of this machine")
-    if isinstance(error, ChannelException):
-        return UnreachableError(
-            f"{where}: the jump host {c.gateway.host} forwards nothing (AllowTcpForwarding there)"
-        )
-    if isinstance(error, PasswordRequiredException):
-        return LoginError(
-            f"{where}: the key is encrypted; load it with ssh-add, or run with --prompt-for-passphrase"
-        )
-    if isinstance(error, paramiko.AuthenticationException):
-        return LoginError(
-            f"{where}: the login of {c.user} is refused ({text}); another user is -H user@{c.original_host}, "
-            "another key is -i path, a password --prompt-for-login-password"
-        )
-    if "No authentication methods" in text:
-        return LoginError(
-            f"{where}: there is no key to log in with; name one with -i path or load it with ssh-add"
-        )
-    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
-        return LoginError(
-            f"{where}: client and server share no algorithm ({text}); a newer paramiko may help (./setup)"
-        )
-    if isinstance(error, FileNotFoundError):
-        return LoginError(f"{where}: the key file {error.filename} is not there; check -i and IdentityFile")
-    if isinstance(error, paramiko.SSHException) and "key" in text.lower():
-        return LoginError(f"{where}: a key file cannot be used ({text}); is the passphrase right?")
-    if isinstance(error, OSError):
-        return UnreachableError(f"{where}: {error.strerror or text}; check the network of this machine")
-    return TransportError(f"{where}: the SSH connection failed ({text or type(error).__name__}); run again")

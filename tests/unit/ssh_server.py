@@ -40,12 +40,17 @@ exec "$@"
 """
 
 
+def private_key(passphrase: bytes = b"") -> str:
+    """A new Ed25519 key as ssh-keygen writes it."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+    openssh = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH)
+    return ed25519.Ed25519PrivateKey.generate().private_bytes(*openssh, encryption).decode()
+
+
 def ed25519_key() -> paramiko.PKey:
-    private = ed25519.Ed25519PrivateKey.generate()
-    pem = private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    return paramiko.Ed25519Key.from_private_key(io.StringIO(pem.decode()))
+    return paramiko.Ed25519Key.from_private_key(io.StringIO(private_key()))
 
 
 class _Login(paramiko.ServerInterface):

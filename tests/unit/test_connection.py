@@ -15,7 +15,7 @@ import paramiko
 import pytest
 from fabric import Config
 from paramiko import SSHConfig
-from ssh_server import SshServer, ed25519_key, serving
+from ssh_server import SshServer, ed25519_key, private_key, serving
 
 from fabfile.engine import host_records
 from fabfile.engine.connection import VerifiedConnection
@@ -246,6 +246,32 @@ def test_a_refused_login_stops_the_search(server: SshServer, home: Path) -> None
         with pytest.raises(LoginError, match=r"the login of .* is refused.*-i path"):
             connection(port=server.port, ssh_port=moved.port, password="wrong").open()
     assert server.logins == 0
+
+
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [
+        ({}, "no key to log in with; name one with -i"),
+        ({"key_filename": "{home}/locked"}, "the key is encrypted; load it with ssh-add"),
+        ({"key_filename": "{home}/locked", "passphrase": "wrong"}, "and the passphrase right"),
+        ({"key_filename": "{home}/junk"}, "a key file cannot be used"),
+        ({"key_filename": "{home}/absent"}, "the key file .*/absent is not there"),
+        ({"key_filename": "{home}/other"}, "the login of .* is refused"),
+    ],
+)
+def test_what_is_wrong_with_a_key_is_said(
+    server: SshServer, home: Path, login: dict[str, str], message: str
+) -> None:
+    (home / "junk").write_text("junk")
+    (home / "locked").write_text(private_key(b"secret"))
+    (home / "other").write_text(private_key())
+    kwargs = {name: value.format(home=home) for name, value in login.items()}
+    overrides = {"connect_kwargs": {"look_for_keys": False, "allow_agent": False, **kwargs}}
+    config = Config(ssh_config=SSHConfig(), overrides=overrides)
+    c = VerifiedConnection(f"{HOST}:{server.port}", config=config, settings=Settings(ssh_accept_new=True))
+    c.tell = lambda text: None
+    with pytest.raises(LoginError, match=message):
+        c.open()
 
 
 def test_an_explicit_port_is_the_only_one(server: SshServer, closed_port: int) -> None:
