@@ -296,6 +296,10 @@ def test_undo_takes_the_drop_in_out_and_keeps_the_log(fab: FabCommand, box: Box)
     assert not re.search(r"10-knockmap|knockmap-logrotate|knockmap\.conf|logrotate\.conf", left), left
     attack(box, sources=2, count=4, rate=100)
     assert len(settled_lines(box)) == written > 0
+    done = fab(box, "undo", "--task", "syslog-route", "--data")
+    assert done.rc == 0, done.out
+    assert box.run(["sh", "-c", f"ls -d {LOG}* /var/lib/knockmap/logrotate.status"])[0] != 0
+    assert box.run(["getent", "passwd", "knockmap"])[0] != 0
 
 
 def test_syslog_ng_stays_and_writes_the_lines(fab: FabCommand, fresh_box: Box) -> None:

@@ -168,8 +168,10 @@ def test_undo_keeps_data_unless_told(run: Run, root: Path) -> None:
     events = undo(run)
     assert all("--data" in event["message"] for event in events)
     assert (root / "etc/log").read_text() == "a line" and (root / "etc/db/rows").exists()
+    for name in ("log.1", "log.12.gz", "log.conf"):
+        (root / "etc" / name).touch()
     undo(run, data=True)
-    assert not (root / "etc/log").exists() and not (root / "etc/db").exists()
+    assert [path.name for path in (root / "etc").iterdir()] == ["log.conf"]
 
 
 def test_a_refused_file_never_gets_into_place(run: Run, root: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from fabfile.engine.agent import item, machine, rules
+from fabfile.engine.agent.journal import Journal
+from fabfile.engine.agent.wire import Failure
 from fabfile.engine.resources import ROOT, File, Package, Resource, Rules, Service
 from fabfile.iptables_log import CHAIN, PREFIX, resources, rule_file
 from fabfile.settings import Settings
@@ -87,3 +91,67 @@ def test_nothing_is_installed_that_would_remove_a_firewall_or_freeze_others_rule
 def test_the_loader_is_posix_shell() -> None:
     for shell in (["sh", "-n"], ["bash", "--posix", "-n"]):
         subprocess.run([*shell, str(ROOT / "files/iptables_log/rules")], check=True)
+
+
+# What follows is the engine's side: rules of which it knows only what a program loads and shows.
+
+PROGRAM = """#!/bin/sh
+cd {folder}
+case $1 in
+load) sed 's/^/-A X -j /' rules >kernel && sed -i '1i 1 -A INPUT -j X' kernel ;;
+show) cat kernel 2>/dev/null ;;
+unload) rm -f kernel ;;
+esac
+"""
+
+
+@pytest.fixture
+def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> rules.Rules:
+    monkeypatch.setattr(machine, "ROOT", str(tmp_path))
+    monkeypatch.setattr(item, "changed_ids", set())
+    (tmp_path / "var/lib").mkdir(parents=True)
+    (tmp_path / "rules").write_text("LOG\n")
+    program = tmp_path / "program"
+    program.write_text(PROGRAM.format(folder=tmp_path))
+    program.chmod(0o755)
+    verbs = {verb: [str(program), verb] for verb in ("load", "show", "unload")}
+    return rules.Rules({"chain": "X", "files": ["file:/rules"], **verbs}, Journal())
+
+
+def in_force(chain: rules.Rules) -> bool:
+    return chain.observe() == chain.wanted()
+
+
+def test_rules_are_in_force_once_they_were_loaded(chain: rules.Rules) -> None:
+    assert not in_force(chain)
+    chain.apply(chain.observe())
+    assert in_force(chain)
+    assert chain.observe()["v6"] == ["1 -A INPUT -j X", "-A X -j LOG"]
+
+
+def test_a_rule_file_that_changed_and_rules_that_are_gone_are_to_be_loaded(
+    chain: rules.Rules, tmp_path: Path
+) -> None:
+    chain.apply(chain.observe())
+    (tmp_path / "rules").write_text("DROP\n")
+    assert not in_force(chain)
+    chain.apply(chain.observe())
+    (tmp_path / "kernel").write_text("1 -A INPUT -j X\n")
+    assert not in_force(chain)
+    assert chain.diff(chain.observe()) == "+v4: -A X -j DROP\n+v6: -A X -j DROP\n"
+
+
+def test_a_chain_that_is_not_entered_first_after_loading_is_a_failure(
+    chain: rules.Rules, tmp_path: Path
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(program.read_text().replace("1i 1 ", "1i 2 "))
+    with pytest.raises(Failure, match="not entered first"):
+        chain.apply(chain.observe())
+
+
+def test_undo_unloads(chain: rules.Rules) -> None:
+    before = chain.observe()
+    chain.apply(before)
+    chain.restore(before, {})
+    assert chain.observe() == before == {"v4": [], "v6": []}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import sys
 import zlib
 from typing import Any
@@ -135,10 +136,21 @@ class File(Item):
 
     def restore(self, before: Have, options: dict[str, Any]) -> str:
         path = self.want["path"]
-        keep = holds_data(self.want) and before["type"] == "absent" and not options["data"]
-        if keep and os.path.exists(at(path)) and os.path.getsize(at(path)):
-            return "kept, since it holds data (--data removes it)"
+        if holds_data(self.want) and before["type"] == "absent":
+            rotated = rotations(path)
+            if not options["data"] and (rotated or (os.path.exists(at(path)) and os.path.getsize(at(path)))):
+                return "kept, since it holds data (--data removes it)"
+            for copy in rotated:
+                os.unlink(copy)
         return put_back(path, before)
+
+
+def rotations(path: str) -> list[str]:
+    """The older parts of a log, such as iptables.log.1 and iptables.log.2.gz, as paths of this system."""
+    name = re.compile(re.escape(os.path.basename(path)) + r"\.\d+(\.\w+)?")
+    folder = os.path.dirname(at(path))
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return [f"{folder}/{found}" for found in names if name.fullmatch(found)]
 
 
 def put_back(path: str, before: Have) -> str:
