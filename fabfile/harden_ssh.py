@@ -21,7 +21,7 @@ from fabfile.engine.errors import HostError, TransportError
 from fabfile.engine.fleet import host_task
 from fabfile.engine.report import Report
 from fabfile.engine.resources import Command, Directory, File, Plan, Resource, render
-from fabfile.engine.transport import ask, server_port
+from fabfile.engine.transport import ask, server_keys, server_port
 from fabfile.settings import Settings
 
 NAME, WAY_BACK = "harden_ssh", "harden_ssh_way_back"
@@ -143,9 +143,7 @@ def move(c: VerifiedConnection, settings: Settings, *, diff: bool) -> Report:
     done, proof = staged(c, new, settings, stages, diff)
     report += done
     if proof is not None:
-        host_records.record(
-            c.original_host, [c.host_key] if c.host_key else [], [new], old_port=old if old != new else None
-        )
+        host_records.record(c.original_host, server_keys(c), [new], old_port=old if old != new else None)
         proof.close()
     return report
 
@@ -179,7 +177,7 @@ def staged(
 
 def prove(c: VerifiedConnection, port: int) -> VerifiedConnection:
     """A new login from here, as the same user, with the same host key, to sshd on this port, that can become root."""
-    other: VerifiedConnection = c.sibling(port)
+    other: VerifiedConnection = c.sibling(port, server_keys(c))
     other.open()
     if (
         other.host_key

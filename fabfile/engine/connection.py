@@ -326,15 +326,19 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
     def sibling(self, port: int, keys: Iterable[HostKey] = ()) -> VerifiedConnection:
         """A new connection, not yet open, to the same host by the same way and user, on exactly this port.
 
-        There one of `keys` must answer, or the key that this connection was shown: nobody is asked about another one.
+        There one of `keys` must answer, or one that is known of the host by now, such as the one that this connection
+        was shown: nobody is asked about another one.
         """
         host = f"[{self.original_host}]" if ":" in self.original_host else self.original_host
         config, settings = self.config.clone(), self.settings
         options = {"user": self.user, "port": port, "gateway": self.gateway or False}
         other = VerifiedConnection(host, config=config, settings=settings, **options)
         other.connect_kwargs = dict(self.connect_kwargs)
-        shown = (self.host_key,) if self.host_key else ()
-        other._set(pinned=tuple(dict.fromkeys((*shown, *keys))), tell=self.tell, screen=self.screen)
+        named, vouching = self.known_keys(self.port)
+        known = [line.key for line in named if not line.revoked]
+        shown = [self.host_key] if self.host_key else []
+        other._set(pinned=tuple(dict.fromkeys((*shown, *keys, *known, *vouching))))
+        other._set(tell=self.tell, screen=self.screen)
         other._set(attempt_seconds=self.attempt_seconds)
         return other
 
@@ -381,7 +385,7 @@ def _preferring(types: list[str]) -> Callable[..., paramiko.Transport]:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport = paramiko.Transport(sock, **kwargs)
         options = transport.get_security_options()
-        known = [name for name in dict.fromkeys(wanted) if name in options.key_types]
+        known = [name for name in options.key_types if name in wanted]
         options.key_types = [*known, *(name for name in options.key_types if name not in known)]
         return transport
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from fabfile.engine import agent, bootstrap
 from fabfile.engine.errors import BootstrapError
+from fabfile.engine.host_keys import HostKey
 from fabfile.engine.root_channel import Channel, Event, OnEvent, RootChannel
 
 CHUNK_BYTES = 1 << 20
@@ -98,6 +99,13 @@ def server_port(c: Any) -> int:
     with Channel(c, 'echo "$SSH_CONNECTION"', "the question for the port") as channel:
         out = b"".join(out for out, _ in channel.receive())
     return int(out.split()[-1])
+
+
+def server_keys(c: Any) -> tuple[HostKey, ...]:
+    """All host keys of the target, read through this connection: a later login may be shown another one of them."""
+    _, out, _ = ask(c, ("/bin/sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub"))
+    lines = [line.split() for line in out.decode(errors="replace").splitlines()]
+    return tuple(HostKey(fields[0], fields[1]) for fields in lines if len(fields) > 1)
 
 
 # --- the agent's side of the talk -------------------------------------------------------------------------------

@@ -146,6 +146,16 @@ def test_asks_for_the_type_of_key_that_is_known(home: Path) -> None:
             assert c.host_key == HostKey(ecdsa.get_name(), ecdsa.get_base64())
 
 
+def test_the_best_of_several_known_keys_is_asked_for(home: Path) -> None:
+    ecdsa = paramiko.ECDSAKey.generate()
+    with serving(home, ed25519_key(), ecdsa) as server:
+        name = f"[{HOST}]:{server.port}"
+        know(home, line(name, ecdsa), line(name, server.keys[0]))
+        with at(server) as c:
+            c.open()
+            assert c.host_key == public(server)
+
+
 def test_a_key_of_another_type_than_the_known_one_is_not_taken(server: SshServer, home: Path) -> None:
     know(home, line(f"[{HOST}]:{server.port}", paramiko.ECDSAKey.generate()))
     with pytest.raises(HostKeyError, match=r"not the known one.*ecdsa"):
