@@ -101,9 +101,16 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def fab(operator: dict[str, str]) -> Callable[..., Fab]:
     """Run fab as an operator does: `fab(box, "iptables-log", "--check", KNOCKMAP_KNOCK_LIMIT="5")`."""
 
-    def run(where: Box | str, *arguments: str, **environment: str) -> Fab:
+    def run(
+        where: Box | str,
+        *arguments: str,
+        user: str = "",
+        ssh_config: str = ".box/ssh_config",
+        **environment: str,
+    ) -> Fab:
         name = where if isinstance(where, str) else where.name
-        command = [f"{Path(sys.executable).parent}/fab", "-S", ".box/ssh_config", "-H", name, *arguments]
+        host = f"{user}@{name}" if user else name
+        command = [f"{Path(sys.executable).parent}/fab", "-S", ssh_config, "-H", host, *arguments]
         done = subprocess.run(
             command,
             cwd=ROOT,

@@ -1,0 +1,25 @@
+"""Logins from outside, over SSH through the published ports: what counts when a port has moved."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+from box import Box
+
+
+def login(box: Box, port: int, user: str = "root") -> bool:
+    """True if OpenSSH's client gets in with the box's key, with a verified host key."""
+    options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=4", "-o", "StrictHostKeyChecking=yes"]
+    argv = ["ssh", "-F", str(box.ssh_config), *options, "-p", str(port), "-l", user, box.name, "true"]
+    return subprocess.run(argv, capture_output=True, check=False, timeout=20).returncode == 0
+
+
+def within(seconds: float, box: Box, port: int) -> bool:
+    """True as soon as a login over `port` works, False if none does in `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if login(box, port):
+            return True
+        time.sleep(0.5)
+    return False

@@ -1,0 +1,193 @@
+"""sshd moves and is hardened: seen by logins from outside, and by ssh-audit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import paramiko
+import pytest
+from box import Box
+
+from tests.container.conftest import Fab
+from tests.container.login import login, within
+
+FabCommand = Callable[..., Fab]
+SOCKET = "systemctl disable -q --now ssh.service; systemctl enable -q --now ssh.socket"
+
+
+def effective(box: Box) -> set[str]:
+    """sshd's own words on its configuration for a login of root."""
+    login = "user=root,host=x,addr=192.0.2.1,laddr=192.0.2.2,lport=2222"
+    return set(box.run(["/usr/sbin/sshd", "-T", "-C", login])[1].splitlines())
+
+
+def test_check_on_a_fresh_box_announces_the_move_and_touches_nothing(fab: FabCommand, box: Box) -> None:
+    checked = fab(box, "harden-ssh", "--check")
+    assert checked.rc == 0 and "would change command:sshd listens on 2222 alone" in checked.out
+    assert box.run(["ls", "/etc/ssh/sshd_config.d"])[1].split() == ["50-cloud-init.conf"]
+    assert box.run(["test", "-e", "/usr/local/lib/knockmap"])[0] == 1
+    assert login(box, 22) and not login(box, 2222)
+
+
+def test_moves_away_from_22_with_the_same_host_key(fab: FabCommand, box: Box) -> None:
+    moved = fab(box, "harden-ssh")
+    assert moved.rc == 0, moved.out
+    assert "the way back is disarmed" in moved.out
+    assert login(box, 2222) and not login(box, 22)
+
+
+def test_a_second_run_finds_the_port_and_changes_nothing(fab: FabCommand, box: Box) -> None:
+    again = fab(box, "harden-ssh")
+    assert again.rc == 0 and ", 0 changed, 0 failed, 0 skipped" in again.last
+
+
+def test_an_operator_without_a_record_finds_the_port_too(fab: FabCommand, box: Box, tmp_path: Path) -> None:
+    again = fab(box, "harden-ssh", XDG_STATE_HOME=str(tmp_path))
+    assert again.rc == 0 and ", 0 changed, 0 failed, 0 skipped" in again.last
+
+
+def test_passwords_are_off_since_a_key_was_proven(box: Box) -> None:
+    lines = effective(box)
+    assert {"passwordauthentication no", "kbdinteractiveauthentication no"} <= lines
+    assert "permitrootlogin without-password" in lines
+
+
+def test_no_way_back_is_left_running(box: Box) -> None:
+    assert box.run(["systemctl", "is-enabled", "knockmap-ssh-revert.timer"])[1].strip() == "disabled"
+    assert box.run(["test", "-e", "/var/lib/knockmap/ssh/armed.json"])[0] == 1
+
+
+def audit(box: Box, port: int) -> tuple[list[str], list[str]]:
+    """(failures, warnings) of ssh-audit. Its rate test would have sshd punish this address."""
+    program = Path(sys.executable).parent / "ssh-audit"
+    argv = [program, "--json", "--skip-rate-test", "-p", str(port), box.address]
+    found = json.loads(subprocess.run(argv, capture_output=True, text=True, check=False).stdout)
+    algorithms = [item for kind in ("kex", "key", "enc", "mac") for item in found[kind]]
+    assert len(algorithms) > 5
+    notes = [(item["algorithm"], item.get("notes", {})) for item in algorithms]
+    failures = [name for name, note in notes if note.get("fail")]
+    return failures, [name for name, note in notes if note.get("warn")]
+
+
+def test_ssh_audit_finds_no_failure_and_warns_only_of_what_clients_need(box: Box) -> None:
+    failures, warnings = audit(box, 2222)
+    assert failures == []
+    assert set(warnings) <= {"curve25519-sha256", "curve25519-sha256@libssh.org"}
+
+
+def test_drift_is_repaired_in_stages(fab: FabCommand, box: Box) -> None:
+    box.run(["sh", "-c", "rm /etc/ssh/sshd_config.d/10-knockmap-hardening.conf; systemctl reload ssh"])
+    assert fab(box, "harden-ssh", "--check", "--fail-on-change").rc == 1
+    repaired = fab(box, "harden-ssh")
+    assert repaired.rc == 0 and "the way back is disarmed" in repaired.out
+    assert "x11forwarding no" in effective(box)
+
+
+def test_survives_a_reboot(fab: FabCommand, box: Box) -> None:
+    box.restart()
+    assert within(10, box, 2222) and not login(box, 22)
+    assert ", 0 changed, 0 failed, 0 skipped" in fab(box, "harden-ssh").last
+
+
+def test_moves_again(fab: FabCommand, box: Box) -> None:
+    moved = fab(box, "harden-ssh", KNOCKMAP_SSH_PORT="2022")
+    assert moved.rc == 0, moved.out
+    assert login(box, 2022) and not login(box, 2222) and not login(box, 22)
+    assert fab(box, "harden-ssh", KNOCKMAP_SSH_PORT="2222").rc == 0
+
+
+def test_strict_leaves_no_warning_where_this_client_can_still_log_in(
+    fab: FabCommand, box: Box, release: str
+) -> None:
+    strict = fab(box, "harden-ssh", KNOCKMAP_SSH_STRICT="yes", KNOCKMAP_SSH_REVERT_SECONDS="20")
+    if release == "trixie":
+        assert strict.rc == 0, strict.out
+        assert audit(box, 2222) == ([], [])
+        assert fab(box, "harden-ssh").rc == 0
+    else:  # sntrup alone is left there, which paramiko lacks
+        assert strict.rc == 1 and "went back" in strict.out
+        assert login(box, 2222)
+
+
+def test_undo_goes_back_to_22_in_stages(fab: FabCommand, box: Box) -> None:
+    undone = fab(box, "undo", "harden_ssh")
+    assert undone.rc == 0, undone.out
+    assert login(box, 22) and not login(box, 2222)
+    assert box.run(["ls", "/etc/ssh/sshd_config.d"])[1].split() == ["50-cloud-init.conf"]
+    assert box.run(["test", "-e", "/usr/local/lib/knockmap"])[0] == 1
+
+
+def test_a_user_with_sudo_moves_it_as_well(fab: FabCommand, fresh_box: Box) -> None:
+    moved = fab(fresh_box, "harden-ssh", user="op")
+    assert moved.rc == 0, moved.out
+    assert login(fresh_box, 2222, "op") and not login(fresh_box, 22, "op")
+
+
+def test_ssh_socket_moves_stays_and_comes_back(fab: FabCommand, fresh_box: Box) -> None:
+    fresh_box.run(["sh", "-c", SOCKET])
+    assert within(5, fresh_box, 22)
+    moved = fab(fresh_box, "harden-ssh")
+    assert moved.rc == 0, moved.out
+    assert login(fresh_box, 2222) and not login(fresh_box, 22)
+    fresh_box.restart()
+    assert within(10, fresh_box, 2222) and not login(fresh_box, 22)
+    assert ", 0 changed, 0 failed, 0 skipped" in fab(fresh_box, "harden-ssh").last
+    undone = fab(fresh_box, "undo", "harden_ssh")
+    assert undone.rc == 0, undone.out
+    assert within(5, fresh_box, 22) and not login(fresh_box, 2222)
+    assert fresh_box.run(["systemctl", "is-active", "ssh.socket"])[1].strip() == "active"
+
+
+def test_ufw_lets_the_new_port_in_before_the_move_and_undo_takes_that_back(
+    fab: FabCommand, fresh_box: Box
+) -> None:
+    fresh_box.run(["sh", "-c", "apt-get install -qq -y ufw >/dev/null; ufw allow 22/tcp; ufw --force enable"])
+    assert "Status: active" in fresh_box.run(["ufw", "status"])[1]
+    moved = fab(fresh_box, "harden-ssh")
+    assert moved.rc == 0, moved.out
+    assert "2222/tcp" in fresh_box.run(["ufw", "status"])[1] and login(fresh_box, 2222)
+    assert fab(fresh_box, "undo", "harden_ssh").rc == 0
+    assert "2222/tcp" not in fresh_box.run(["ufw", "status"])[1] and login(fresh_box, 22)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        ("echo 'Nonsense yes' >>/etc/ssh/sshd_config", "Nonsense"),
+        ("echo 'Port 22' >>/etc/ssh/sshd_config", "/etc/ssh/sshd_config:"),
+        ("sed -i 's/^Include/#Include/' /etc/ssh/sshd_config", "does not include"),
+        (
+            "systemd-run -q --unit=squatter socat TCP-LISTEN:2222,fork - || systemd-run -q python3 -m http.server 2222; sleep 1",
+            "port 2222 is taken",
+        ),
+    ],
+)
+def test_refuses_what_cannot_work_before_it_touches_anything(
+    fab: FabCommand, fresh_box: Box, spoil: str, said: str
+) -> None:
+    fresh_box.run(["sh", "-c", spoil])
+    refused = fab(fresh_box, "harden-ssh")
+    assert refused.rc == 1 and said in refused.out and "nothing was touched" in refused.out, refused.out
+    assert fresh_box.run(["test", "-e", "/usr/local/lib/knockmap"])[0] == 1
+    assert fresh_box.run(["test", "-e", "/var/lib/knockmap"])[0] == 1
+
+
+def test_a_box_without_a_key_keeps_its_passwords(fab: FabCommand, fresh_box: Box, tmp_path: Path) -> None:
+    config = tmp_path / "password.yaml"
+    config.write_text(
+        "connect_kwargs: {password: box, look_for_keys: false, allow_agent: false}\nsudo: {password: box}\n"
+    )
+    bare = tmp_path / "ssh_config"
+    lines = Path(fresh_box.ssh_config).read_text().splitlines()
+    bare.write_text("\n".join(line for line in lines if "Identit" not in line))
+    moved = fab(fresh_box, "-f", str(config), "harden-ssh", user="pw", ssh_config=str(bare))
+    assert moved.rc == 0, moved.out
+    assert "passwordauthentication yes" in effective(fresh_box)
+    with paramiko.SSHClient() as client:
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+        client.connect(fresh_box.address, 2222, "pw", "box", look_for_keys=False, allow_agent=False)
+    assert not login(fresh_box, 22)
