@@ -184,7 +184,9 @@ def authorized_keys(key: str, user: int) -> bytes:
 
 def boxes() -> dict[str, dict[str, str]]:
     """The boxes that exist: name -> {address, release, status}."""
-    found = images.client().containers.list(all=True, filters={"label": "knockmap.address"})
+    found = images.client().containers.list(
+        all=True, filters={"label": "knockmap.address"}, ignore_removed=True
+    )
     return {
         c.labels[LABEL]: {
             "address": c.labels["knockmap.address"],
@@ -210,9 +212,10 @@ def down(name: str) -> list[str]:
     engine = images.client()
     mine: dict[str, Any] = {"label": f"{LABEL}={name}"}
     removed = []
-    for container in engine.containers.list(all=True, filters=mine):
-        container.remove(force=True, v=True)
-        removed.append(str(container.name))
+    for container in engine.containers.list(all=True, filters=mine, ignore_removed=True):
+        with contextlib.suppress(NotFound):  # its relay goes with it
+            container.remove(force=True, v=True)
+            removed.append(str(container.name))
     for volume in engine.volumes.list(filters=mine):
         volume.remove(force=True)
         removed.append(str(volume.name))

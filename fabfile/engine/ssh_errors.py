@@ -41,7 +41,9 @@ def nobody(error: Exception, seconds: float) -> str:
         return "closed without an SSH banner"
     if isinstance(error, paramiko.SSHException) and "Timeout opening channel" in str(error):
         return f"the jump host got no answer in {seconds:.0f} s"
-    if isinstance(error, paramiko.SSHException) and "SSH protocol banner" in str(error):
+    # paramiko says "No existing session" when its wait for the banner ended before that of the thread that reads it.
+    silent = ("SSH protocol banner", "No existing session")
+    if isinstance(error, paramiko.SSHException) and any(words in str(error) for words in silent):
         return "closed or silent without an SSH banner"
     return ""
 
