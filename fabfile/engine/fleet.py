@@ -221,7 +221,7 @@ class Run:
         finally:
             for c in self.connections:
                 c.close()
-        if self.many and not self.json:
+        if self.many and not self.json and not self.misuse:
             self.print_last_lines(outcomes)
         return outcomes
 
@@ -235,8 +235,10 @@ class Run:
     def context(self, host: str) -> VerifiedConnection:
         try:
             c = VerifiedConnection(host, config=self.config.clone(), settings=self.chosen)
-        except (ValueError, SettingError) as error:
-            raise UsageError(f"-H {host}: {error}") from None
+        except ValueError:
+            raise UsageError(f"-H {host}: must be host, user@host or user@host:port") from None
+        if not 1 <= c.port <= 65535:
+            raise UsageError(f"-H {host}: there is no port {c.port}; ports go from 1 to 65535")
         out = io.StringIO() if self.many else sys.stdout
         screen = Screen(host, out, self.live, self.verbose, colourful(sys.stdout), self.json)
         c._set(screen=screen, tell=screen.notice)

@@ -199,6 +199,12 @@ def test_a_wrong_setting_is_refused_before_connecting(
     assert not seen and servers[0].logins == 0
 
 
+@pytest.mark.parametrize("host", ["one:ssh", "one:70000"])
+def test_a_host_that_cannot_be_is_refused(fab: Fabric, host: str) -> None:
+    assert fab("-H", f"two,{host}", "deploy") == 2
+    assert not seen
+
+
 def test_accept_new_becomes_the_setting(fab: Fabric) -> None:
     fab("-H", "one", "deploy", "--accept-new")
     chosen: Settings = seen[0]["settings"]
