@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fabric import Connection  # type: ignore[import-untyped]
@@ -28,13 +29,17 @@ TASKS = (*SENSOR, *STACKS["embedded"])
 modules = {name: importlib.import_module(f"fabfile.{name}") for name in TASKS}
 
 
-def plan(chosen: Settings) -> Plan:
-    """What `deploy` makes of a target after harden_ssh: the lists of its tasks, in order. Raises UsageError."""
+def refuse_stack(chosen: Settings) -> None:
+    """Raises UsageError for the stack that is not there yet."""
     if not STACKS[chosen.stack]:
         raise UsageError(
             "stack = elastic comes with the task install_elk, which is not there yet; set KNOCKMAP_STACK=embedded, "
             "or in fabric.yaml `knockmap:` with `stack: embedded`"
         )
+
+
+def plan(chosen: Settings) -> Plan:
+    """What `deploy` makes of a target after harden_ssh: the lists of its tasks, in order. Raises UsageError."""
     return {
         name: modules[name].resources(chosen) for name in (*SENSOR, *STACKS[chosen.stack]) if name in modules
     }
@@ -44,8 +49,12 @@ def plan(chosen: Settings) -> Plan:
 def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Turn a fresh VPS into a hardened box that shows who scans it for SSH."""
     chosen = settings(c)
-    others = plan(chosen)
-    return modules["harden_ssh"].settle(c, chosen, others, check=check, diff=diff)  # type: ignore[no-any-return]
+    refuse_stack(chosen)
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(plan, chosen)  # templates are rendered while the connection is made
+        c.open()
+        report: Report = modules["harden_ssh"].settle(c, chosen, others.result(), check=check, diff=diff)
+    return report
 
 
 @host_task(

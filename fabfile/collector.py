@@ -40,7 +40,10 @@ def resources(settings: Settings) -> list[Resource]:
         *(READER, PROGRAMS, Directory(FOLDER), *programs),
         Directory("/var/lib/knockmap/collector", mode=0o750, owner="knockmap", group="knockmap"),
         Directory("/var/lib/knockmap/geo"),
-        *(File(f"/var/lib/knockmap/geo/{path.name}", source=path) for path in geo.databases(settings)),
+        *(
+            File(f"/var/lib/knockmap/geo/{path.name}", source=path, sha256=sha256)
+            for path, sha256 in geo.databases(settings).items()
+        ),
         unit,
         Service(UNIT, restart_on=(unit, *programs)),
     ]

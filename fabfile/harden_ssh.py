@@ -143,7 +143,8 @@ def move(c: VerifiedConnection, settings: Settings, *, diff: bool) -> Report:
     done, proof = staged(c, new, settings, stages, diff)
     report += done
     if proof is not None:
-        host_records.record(c.original_host, server_keys(c), [new], old_port=old if old != new else None)
+        first = host_records.recorded(c.original_host).old_port or (old if old != new else None)
+        host_records.record(c.original_host, server_keys(c), [new], old_port=first)
         proof.close()
     return report
 

@@ -51,7 +51,7 @@ class File(Resource):
     """A whole file of ours.
 
     Exactly one of: `text` (rendered content, may hold `@@fact.X@@` and `@@secret.X@@`, filled in on the target),
-    `source` (a local file, sent byte for byte), `absent=True`, or none of them: then the file shall exist with
+    `source` (a local file, sent byte for byte; `sha256` saves reading it where that is known), `absent=True`, or none of them: then the file shall exist with
     these rights and its content is data that we never touch.
     `validate` is an argv that must succeed before the file is renamed into place (`{path}` is the new file);
     `verify` is one that must succeed with the file in place, else the former content comes back.
@@ -61,6 +61,7 @@ class File(Resource):
     path: str
     text: str | None = None
     source: Path | None = None
+    sha256: str | None = None
     absent: bool = False
     mode: int = 0o644
     owner: str = "root"
@@ -82,11 +83,11 @@ class File(Resource):
         if self.source is None or self.source.stat().st_size <= INLINE_BYTES:
             return None
         stat = self.source.stat()
-        return _sha256(self.source, stat.st_size, stat.st_mtime_ns), self.source
+        return self.sha256 or _sha256(self.source, stat.st_size, stat.st_mtime_ns), self.source
 
     def wire(self) -> dict[str, Any]:
         wire = super().wire()
-        del wire["source"]
+        del wire["source"], wire["sha256"]
         wire["data"] = self.text is None and self.source is None and not self.absent
         if blob := self.blob:
             wire["blob"] = {"sha256": blob[0], "size": blob[1].stat().st_size}

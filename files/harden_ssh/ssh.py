@@ -80,10 +80,13 @@ def listeners() -> dict[int, str]:
 
 def sshd_ports() -> set[int]:
     """Ports on which sshd, or systemd for it, listens."""
-    ports = {port for port, process in listeners().items() if process in ("sshd", "sshd-session")}
-    shown = run("systemctl", "show", "ssh.socket", "-P", "Listen").stdout if owner() != "service" else ""
-    by_systemd = {int(port) for port in re.findall(r":(\d+) \(Stream\)", shown)}
-    return ports | {port for port, process in listeners().items() if process == "init" and port in by_systemd}
+    found = listeners()
+    ports = {port for port, process in found.items() if process in ("sshd", "sshd-session")}
+    by_systemd = {port for port, process in found.items() if process == "init"}
+    if by_systemd:
+        shown = run("systemctl", "show", "ssh.socket", "-P", "Listen").stdout
+        by_systemd &= {int(port) for port in re.findall(r":(\d+) \(Stream\)", shown)}
+    return ports | by_systemd
 
 
 def effective() -> str:
@@ -162,7 +165,10 @@ def ufw_wants(port: int) -> bool:
 
 
 def firewalld_wants(port: int) -> bool:
-    if run("systemctl", "is-active", "-q", "firewalld.service").returncode:
+    if (
+        not os.path.exists("/usr/sbin/firewalld")
+        or run("systemctl", "is-active", "-q", "firewalld.service").returncode
+    ):
         return False
     return run("firewall-cmd", "-q", f"--query-port={port}/tcp").returncode != 0
 
@@ -225,7 +231,12 @@ def ours() -> str:
 
 def listens(ports: set[int], last: int) -> bool:
     """True if the ports are these alone, sshd has read our drop-ins as they are, and the firewall lets `last` in."""
-    return sshd_ports() == ports and text_of(LOADED) == ours() and not ufw_wants(last) and not firewalld_wants(last)
+    return (
+        sshd_ports() == ports
+        and text_of(LOADED) == ours()
+        and not ufw_wants(last)
+        and not firewalld_wants(last)
+    )
 
 
 def listen(ports: set[int], last: int) -> None:

@@ -10,6 +10,9 @@ from .wire import Have
 
 
 class Command(Item):
+    def questions(self) -> list[tuple[str, ...]]:
+        return [tuple(self.want["unless"])]
+
     def wanted(self) -> Have:
         return {"done": True}
 

@@ -15,7 +15,7 @@ from .facts import fact
 from .files import Directory, File, Link, Secret
 from .item import Item, changed_ids
 from .journal import Journal
-from .machine import at, must, run
+from .machine import ask_ahead, at, forget_ahead, must, run
 from .packages import Package, apt_get, wait_for_locks
 from .rules import Rules
 from .units import Service, job_units
@@ -37,10 +37,12 @@ def converge(job: dict[str, Any]) -> None:
     """Bring every resource to what it shall be, in order. The first failure stops; the rest are skipped."""
     check = job["mode"] == "check"
     journal = Journal()
+    job_units.extend(want["unit"] for want in job["resources"] if want["kind"] == "service")
+    everywhere = [KINDS[want["kind"]](want, journal) for want in job["resources"] if not want["when"]]
+    ask_ahead(dict.fromkeys(argv for item in everywhere for argv in item.questions()))
     wants = [
         want for want in job["resources"] if not want["when"] or fact(want["when"][0]) == want["when"][1]
     ]
-    job_units.extend(want["unit"] for want in wants if want["kind"] == "service")
     broken = False
     if not check:
         broken = not attempt(TARGET, partial(preflight, job, wants, journal))
@@ -87,6 +89,7 @@ def settle(want: Want, wants: list[Want], journal: Journal, check: bool, diff: b
         return
     shown = {"diff": item.diff(have)} if diff else {}
     if not check:
+        forget_ahead()
         journal.before(want, have)
         for service in (w for w in wants if w["kind"] == "service"):
             if want["id"] in service["restart_on"] + service["reload_on"]:

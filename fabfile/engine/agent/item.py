@@ -21,6 +21,10 @@ class Item:
     def __init__(self, want: Want, journal: Journal) -> None:
         self.want, self.journal = want, journal
 
+    def questions(self) -> list[tuple[str, ...]]:
+        """Programs that `observe` will run, so that they can be started together."""
+        return []
+
     def wanted(self) -> Have:
         raise NotImplementedError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 
 from .wire import Failure
 
@@ -24,12 +25,44 @@ def at(path: str) -> str:
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
     """Exit status 127 stands for a program that is not there, as in a shell."""
+    process = _ahead.pop(argv, None) or begin(argv)
+    if isinstance(process, str):
+        return subprocess.CompletedProcess(argv, 127, "", process)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def begin(argv: tuple[str, ...]) -> subprocess.Popen[str] | str:
+    """Start a program; what hinders that is returned as text."""
     try:
-        return subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=ENVIRONMENT
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=ENVIRONMENT,
         )
     except (FileNotFoundError, PermissionError) as error:
-        return subprocess.CompletedProcess(argv, 127, "", str(error))
+        return str(error)
+
+
+# Programs that were started before their answers are wanted: on a target that is as it shall be, looking is all we
+# do, and looking means waiting for others. `run` takes the answer from here if it is there.
+_ahead: dict[tuple[str, ...], subprocess.Popen[str] | str] = {}
+
+
+def ask_ahead(questions: Iterable[tuple[str, ...]]) -> None:
+    _ahead.update({argv: begin(argv) for argv in questions})
+
+
+def forget_ahead() -> None:
+    """Something changes now, so no answer from before may be used."""
+    for process in _ahead.values():
+        if not isinstance(process, str):
+            process.communicate()
+    _ahead.clear()
 
 
 def must(message: str, *argv: str) -> str:

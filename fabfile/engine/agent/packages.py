@@ -18,7 +18,13 @@ from .wire import Failure, Have, emit
 LOCK_SECONDS = 600  # how long we wait for apt, dpkg and another run of ours
 
 
+INSTALLED = ("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n")
+
+
 class Package(Item):
+    def questions(self) -> list[tuple[str, ...]]:
+        return [INSTALLED]
+
     def wanted(self) -> Have:
         return {"missing": []}
 
@@ -54,7 +60,7 @@ class Package(Item):
 
 def installed() -> set[str]:
     if "installed" not in observed:
-        lines = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n").stdout.splitlines()
+        lines = run(*INSTALLED).stdout.splitlines()
         observed["installed"] = {line.split()[0] for line in lines if line.split()[1:] == ["ii"]}
     return observed["installed"]  # type: ignore[no-any-return]
 

@@ -19,6 +19,9 @@ def exists(family: str) -> bool:
 class Rules(Item):
     FAMILIES = ("v4", "v6")
 
+    def questions(self) -> list[tuple[str, ...]]:
+        return [(*self.want["show"], family) for family in self.FAMILIES]
+
     def observe(self) -> Have:
         """For each family where the hook enters our chain, and its rules: ["1 -A INPUT …", "-A KNOCKMAP …"]."""
         return {family: run(*self.want["show"], family).stdout.splitlines() for family in self.FAMILIES}

@@ -14,6 +14,9 @@ job_units: list[str] = []  # the units of this job
 
 
 class Service(Item):
+    def questions(self) -> list[tuple[str, ...]]:
+        return [question(self.journal)]
+
     def awaited(self, key: str) -> bool:
         """True if something this unit must be restarted (reloaded) for changed, in this run or an interrupted one."""
         since = {*self.journal.pending.get(self.want["unit"], ()), *changed_ids}
@@ -104,13 +107,18 @@ def last_words(unit: str) -> str:
     return run("journalctl", "-u", unit, "-n", "8", "--no-pager", "-o", "cat").stdout
 
 
+def question(journal: Journal) -> tuple[str, ...]:
+    """One question about all units of this job and of the journal."""
+    undone = (entry["want"]["unit"] for entry in journal.entries.values() if entry["kind"] == "service")
+    properties = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload"
+    return ("systemctl", "show", "-p", properties, "--", *dict.fromkeys([*job_units, *undone]))
+
+
 def units(unit: str, journal: Journal) -> dict[str, str]:
-    """systemd's view of one unit; all units of this job are asked for at once."""
+    """systemd's view of one unit."""
     if "units" not in observed:
-        named = [*job_units, *(e["want"]["unit"] for e in journal.entries.values() if e["kind"] == "service")]
-        names = list(dict.fromkeys([*named, unit]))
-        properties = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload"
-        blocks = run("systemctl", "show", "-p", properties, "--", *names).stdout.strip().split("\n\n")
+        argv = question(journal)
+        blocks = run(*argv).stdout.strip().split("\n\n")
         parsed = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
-        observed["units"] = dict(zip(names, parsed, strict=False))
+        observed["units"] = dict(zip(argv[argv.index("--") + 1 :], parsed, strict=False))
     return observed["units"].get(unit, {})  # type: ignore[no-any-return]
