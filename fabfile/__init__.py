@@ -40,9 +40,8 @@ def refuse_stack(chosen: Settings) -> None:
 
 def plan(chosen: Settings) -> Plan:
     """What `deploy` makes of a target after harden_ssh: the lists of its tasks, in order. Raises UsageError."""
-    return {
-        name: modules[name].resources(chosen) for name in (*SENSOR, *STACKS[chosen.stack]) if name in modules
-    }
+    # harden_ssh makes its own part: it depends on how the operator logged in.
+    return {name: modules[name].resources(chosen) for name in (*SENSOR[1:], *STACKS[chosen.stack])}
 
 
 @host_task
