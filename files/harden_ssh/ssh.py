@@ -14,14 +14,11 @@ revert [--now]    go back, if armed and the time is over; run by knockmap-ssh-re
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -36,7 +33,7 @@ SOCKET = "/etc/systemd/system/ssh.socket.d/zz-knockmap.conf"
 STATE = "/var/lib/knockmap/ssh"
 ARMED = f"{STATE}/armed.json"
 OPENED = f"{STATE}/opened.json"
-LOADED = f"{STATE}/loaded"  # stands for our files as sshd last read them
+LOADED = f"{STATE}/loaded"  # our files as sshd last read them
 # The engine's journal goes back with the files: else it would take for ours what is not there any more.
 KEPT = (*OURS, SOCKET, "/var/lib/knockmap/journal/journal.json", "/var/lib/knockmap/journal/pending.json")
 TIMER = "knockmap-ssh-revert.timer"
@@ -221,12 +218,8 @@ def must(*argv: str) -> None:
 
 
 def ours() -> str:
-    """Stands for the content of our drop-ins; empty if there is none."""
-    digest = hashlib.sha256()
-    there = [path for path in OURS if os.path.exists(path)]
-    for path in there:
-        digest.update(f"{path}\n{text_of(path)}".encode())
-    return digest.hexdigest() if there else ""
+    """The text of all our drop-ins; empty if there is none."""
+    return "".join(f"{path}\n{text_of(path)}" for path in OURS if os.path.exists(path))
 
 
 def listens(ports: set[int], last: int) -> bool:
@@ -280,6 +273,8 @@ def reload() -> None:
 
 
 def answers(port: int) -> bool:
+    import socket  # here and not above: `listens` runs in every deploy, and has no need of it
+
     for address in ("127.0.0.1", "::1"):
         try:
             with socket.create_connection((address, port), 2) as connection:
@@ -335,6 +330,8 @@ def arm(seconds: int) -> None:
         say_no(
             f"another move of the SSH port is under way on this machine; it ends or goes back within {left + 10} s"
         )
+    import base64
+
     files: dict[str, tuple[str, int] | None] = {}
     for path in KEPT:
         try:
@@ -360,6 +357,8 @@ def revert(now: bool) -> None:
     until = armed_until()
     if not until or (time.time() < until and not now):
         return
+    import base64
+
     for path, kept in json.loads(text_of(ARMED))["files"].items():
         if kept is None:
             with contextlib.suppress(FileNotFoundError):

@@ -11,7 +11,7 @@ from typing import Any
 from . import wire
 from .accounts import User
 from .commands import Command
-from .facts import fact
+from .facts import QUESTIONS, fact
 from .files import Directory, File, Link, Secret
 from .item import Item, changed_ids
 from .journal import Journal
@@ -38,8 +38,7 @@ def converge(job: dict[str, Any]) -> None:
     check = job["mode"] == "check"
     journal = Journal()
     job_units.extend(want["unit"] for want in job["resources"] if want["kind"] == "service")
-    everywhere = [KINDS[want["kind"]](want, journal) for want in job["resources"] if not want["when"]]
-    ask_ahead(dict.fromkeys(argv for item in everywhere for argv in item.questions()))
+    ask_ahead(questions(job["resources"], journal))
     wants = [
         want for want in job["resources"] if not want["when"] or fact(want["when"][0]) == want["when"][1]
     ]
@@ -55,6 +54,14 @@ def converge(job: dict[str, Any]) -> None:
             broken = not attempt(want, partial(hold, want, journal))
         else:
             broken = not attempt(want, partial(settle, want, wants, journal, check, job["diff"]))
+
+
+def questions(wants: list[Want], journal: Journal) -> dict[tuple[str, ...], None]:
+    """All that will be asked of other programs, once each; not of what may not exist on this target."""
+    facts = {want["when"][0] for want in wants if want["when"]}
+    items = (KINDS[want["kind"]](want, journal) for want in wants if not want["when"])
+    asked = [QUESTIONS[name] for name in facts if name in QUESTIONS]
+    return dict.fromkeys([*asked, *(argv for item in items for argv in item.questions())])
 
 
 def hold(want: Want, journal: Journal) -> None:

@@ -31,12 +31,14 @@ def fact_log_owner() -> str:
 
 def fact_ssh_owner() -> str:
     """Who holds sshd's port: "service", "socket", or "generator" (Ubuntu's ssh.socket, which follows sshd_config)."""
-    if run("systemctl", "is-active", "-q", "ssh.socket").returncode:
+    if run(*QUESTIONS["ssh_owner"]).returncode:
         return "service"
     follows = os.path.exists(at("/lib/systemd/system-generators/sshd-socket-generator"))
     return "generator" if follows else "socket"
 
 
+# What the facts ask other programs.
+QUESTIONS = {"ssh_owner": ("systemctl", "is-active", "-q", "ssh.socket")}
 FACTS: dict[str, Callable[[], str]] = {
     "logger": fact_logger,
     "log_owner": fact_log_owner,
