@@ -47,7 +47,7 @@ def test(c: Context, fast: bool = False, releases: str = "trixie") -> None:
     """Check, then test everything: units, then every task on real boxes."""
     check(c)
     environment = {"BOX_RELEASES": releases}
-    suites = "tests/unit" if fast else "tests/unit tests/container -n 2 --dist loadgroup"
+    suites = "tests/unit" if fast else "tests/unit tests/container -n 2 --dist loadfile"
     done = c.run(f"{BIN}/pytest -q {suites}", env=environment, warn=True, pty=False)
     if not done:
         raise Exit("test: no", code=1)

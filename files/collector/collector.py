@@ -268,7 +268,7 @@ class Collector:
                 )
                 self.note("paused", int(time.time()))
             self.retain()
-            time.sleep(1)
+            time.sleep(0.5)
         if paused:
             print("going on: there is room again", flush=True)
             self.db.execute("DELETE FROM meta WHERE key = 'paused'")

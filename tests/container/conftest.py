@@ -1,6 +1,7 @@
 """Boxes for the tests: one for a module, by release, or a fresh one for a test that breaks it.
 
-`BOX_RELEASES` names the releases (default trixie). Tests of one module and release stay on one xdist worker.
+`BOX_RELEASES` names the releases (default trixie). Tests of one module share a box for each, so `invoke test` keeps a
+module on one worker.
 """
 
 from __future__ import annotations
@@ -21,13 +22,6 @@ from testinfra.host import Host
 ROOT = Path(__file__).parents[2]
 RELEASES = os.environ.get("BOX_RELEASES", "trixie").split(",")
 numbers = itertools.count(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module's tests on one release share a box, so they stay together and in order."""
-    for item in items:
-        release = getattr(item, "callspec", None) and item.callspec.params.get("release", "")  # type: ignore[attr-defined]
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{release}"))
 
 
 @pytest.fixture(scope="module", params=RELEASES)

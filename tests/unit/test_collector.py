@@ -1,0 +1,305 @@
+"""The collector on real log files and a real database: nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from collector import Collector, Options
+from geoip import NOWHERE, Place, place_of
+
+from tests.bench import log
+
+PROGRAM = Path(__file__).parents[2] / "files" / "collector" / "collector.py"
+
+
+def made(count: int, seed: int = 1, start: int = 1_790_000_000) -> list[bytes]:
+    return list(log.lines(count, sources=20, start=start, step=3.0, seed=seed))
+
+
+class Bench:
+    """A log folder and the collector that follows it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log, self.db = folder / "iptables.log", folder / "knockmap.db"
+        self.options = Options(log=str(self.log), db=str(self.db), geo=str(folder / "geo"), free_bytes=0)
+        self.collector = Collector(self.options)
+
+    def again(self, **changes: Any) -> None:
+        """As after a stop and a start."""
+        self.collector.db.close()
+        self.options = Options(**{**vars(self.options), **changes})
+        self.collector = Collector(self.options)
+
+    def write(self, lines: list[bytes], name: str = "iptables.log") -> None:
+        with (self.log.parent / name).open("ab") as file:
+            file.writelines(lines)
+
+    def one(self, sql: str) -> Any:
+        return self.collector.db.execute(sql).fetchone()[0]
+
+    def texts(self) -> list[bytes]:
+        """The raw text of every event, in order of their ids."""
+        rows = self.collector.db.execute("SELECT count, text FROM line ORDER BY first").fetchall()
+        lines = [line for _, text in rows for line in zlib.decompress(text).split(b"\n")]
+        assert len(lines) == sum(count for count, _ in rows)
+        return [line + b"\n" for line in lines]
+
+    def whole(self, lines: list[bytes]) -> None:
+        """The database holds these lines, once each, and its sums agree with its rows."""
+        assert self.one("SELECT count(*) FROM event") == len(lines)
+        assert Counter(self.texts()) == Counter(lines)
+        raw = self.collector.db.execute(
+            "SELECT ts - ts % 3600, place, count(*) FROM event GROUP BY 1, 2 ORDER BY 1, 2"
+        )
+        sums = self.collector.db.execute("SELECT hour, place, events FROM hour ORDER BY 1, 2")
+        assert raw.fetchall() == sums.fetchall()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_takes_lines_as_they_come_and_keeps_their_text(bench: Bench) -> None:
+    lines = made(30)
+    for line in lines:
+        bench.write([line])
+        assert bench.collector.step() == 1
+    bench.whole(lines)
+    assert bench.one("SELECT count(*) FROM line") == 1
+    assert bench.collector.step() == 0
+
+
+def test_an_unfinished_line_waits_for_its_end(bench: Bench) -> None:
+    first, second = made(2)
+    bench.write([first, second[:50]])
+    assert bench.collector.step() == 1
+    bench.write([second[50:]])
+    assert bench.collector.step() == 1
+    bench.whole([first, second])
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_rotation_by_renaming_loses_nothing(bench: Bench, stopped: bool) -> None:
+    lines = made(60)
+    bench.write(lines[:20])
+    bench.collector.step()
+    bench.write(lines[20:40])
+    if not stopped:
+        bench.collector.step()
+    bench.log.rename(bench.log.with_suffix(".log.1"))
+    bench.write(lines[40:])
+    if stopped:
+        bench.again()
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_two_rotations_with_compression_while_stopped(bench: Bench) -> None:
+    lines = made(90)
+    bench.write(lines[:10])
+    bench.collector.step()
+    bench.write(lines[10:30])
+    with gzip.open(f"{bench.log}.2.gz", "wb") as file:
+        file.write(bench.log.read_bytes())
+    bench.log.unlink()
+    bench.write(lines[30:60], "iptables.log.1")
+    bench.write(lines[60:])
+    bench.again()
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_rotated_names_with_a_date_are_read_as_well(bench: Bench) -> None:
+    lines = made(30)
+    bench.write(lines[:10], "iptables.log-20261123-1700000000")
+    bench.write(lines[10:20], "iptables.log-20261124-1700000100")
+    bench.write(lines[20:])
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_copytruncate_neither_loses_nor_doubles(bench: Bench) -> None:
+    lines = made(60)
+    bench.write(lines[:30])
+    bench.collector.step()
+    shutil.copy(bench.log, f"{bench.log}.1")
+    bench.collector.step()  # both begin alike now
+    os.truncate(bench.log, 0)
+    bench.collector.step()
+    bench.write(lines[30:])
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_copytruncate_while_stopped_leaves_the_rest_in_the_copy(bench: Bench) -> None:
+    lines = made(60)
+    bench.write(lines[:20])
+    bench.collector.step()
+    bench.write(lines[20:40])
+    shutil.copy(bench.log, f"{bench.log}.1")
+    os.truncate(bench.log, 0)
+    bench.write(lines[40:])
+    bench.again()
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_a_new_file_with_the_old_inode_is_new(bench: Bench) -> None:
+    lines = made(40)
+    bench.write(lines[:20])
+    bench.collector.step()
+    content = bench.log.read_bytes()
+    bench.log.write_bytes(b"")
+    bench.write(lines[20:])
+    assert content != bench.log.read_bytes()
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_files_that_begin_in_the_same_second_stay_in_order(bench: Bench) -> None:
+    lines = sorted(log.lines(40, sources=5, start=1_790_000_000, step=0.02, seed=3))
+    bench.write(lines[:20], "iptables.log.1")
+    bench.write(lines[20:])
+    bench.collector.step()
+    bench.again()
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_what_is_no_packet_is_kept_with_its_reason(bench: Bench) -> None:
+    lines = made(3)
+    bench.write([lines[0], b"garbage\n", lines[1], b"\xff\x00\n", lines[2]])
+    assert bench.collector.step() == 5
+    bench.whole(lines)
+    kept = bench.collector.db.execute("SELECT reason, line FROM unparsed ORDER BY id").fetchall()
+    assert kept == [("no packet in it", b"garbage"), ("no packet in it", b"\xff\x00")]
+    assert bench.one("SELECT value FROM meta WHERE key = 'unparsed'") == 2
+
+
+def test_folded_lines_are_rows_of_their_own(bench: Bench) -> None:
+    (line,) = made(1)
+    bench.write([line.replace(b"kernel: ", b"kernel: message repeated 4 times: [ ").replace(b"\n", b"]\n")])
+    bench.collector.step()
+    assert bench.one("SELECT count(*) FROM event") == 4 == len(bench.texts())
+    assert bench.one("SELECT sum(events) FROM hour") == 4
+
+
+def test_kill_9_in_the_middle_of_bulk_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    lines = list(log.lines(25_000, sources=1000, step=2.0))
+    path, db = tmp_path / "iptables.log", tmp_path / "knockmap.db"
+    path.write_bytes(b"".join(lines))
+    argv = [
+        sys.executable,
+        str(PROGRAM),
+        "--log",
+        str(path),
+        "--db",
+        str(db),
+        "--geo",
+        str(tmp_path),
+        "--free-bytes",
+        "0",
+    ]
+    rng = random.Random(5)
+    for _ in range(3):
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+        time.sleep(0.12 + rng.random() * 0.15)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*argv, "--once"], stdout=subprocess.DEVNULL, check=True)
+    bench = Bench(tmp_path)
+    bench.whole(lines)
+
+
+def test_forgets_by_age_and_keeps_the_sums_exact(bench: Bench) -> None:
+    day = 86400
+    old, new = (
+        made(50, seed=1, start=int(time.time()) - 10 * day),
+        made(50, seed=2, start=int(time.time()) - day),
+    )
+    bench.write([*old, *new])
+    bench.collector.step()
+    bench.again(retention_days=5)
+    bench.collector.retain()
+    assert bench.one("SELECT count(*) FROM event") == 50
+    assert set(bench.texts()) >= set(new)
+    assert bench.one("SELECT sum(events) FROM hour") == 50
+    more = made(5, seed=3, start=int(time.time()) - 100)
+    bench.write(more)
+    bench.collector.step()
+    assert bench.texts()[-5:] == more
+
+
+def test_forgets_the_oldest_days_when_it_grows_too_large(bench: Bench) -> None:
+    now = int(time.time())
+    for age in range(20, 0, -1):
+        bench.write(made(300, seed=age, start=now - age * 86400))
+    bench.collector.step()
+    limit = bench.collector.used_bytes() // 2
+    bench.again(retention_bytes=limit)
+    bench.collector.retain()
+    assert bench.collector.used_bytes() <= limit
+    assert bench.one("SELECT count(*) FROM event") >= 300
+    assert bench.one("SELECT max(ts) FROM event") > now - 2 * 86400
+
+
+def test_pauses_before_the_disk_is_full_and_goes_on_by_itself(bench: Bench) -> None:
+    bench.write(made(10))
+    bench.collector.db.close()
+    taken: list[int] = []
+    collectors: list[Collector] = []
+
+    def work() -> None:
+        """SQLite wants its connection used by the thread that made it."""
+        collectors.append(Collector(Options(**{**vars(bench.options), "free_bytes": 1 << 60})))
+        taken.append(collectors[0].step())
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    time.sleep(0.3)
+    assert worker.is_alive() and not taken
+    collectors[0].options = bench.options  # there is room again
+    worker.join(5)
+    assert taken == [10]
+
+
+@pytest.mark.parametrize(
+    ("record", "place"),
+    [
+        (
+            {"country_code": "SG", "city": "Singapore", "latitude": 1.2897, "longitude": 103.8501},
+            Place("SG", "Singapore", 1.29, 103.85),
+        ),
+        (
+            {
+                "country": {"iso_code": "IS"},
+                "city": {"names": {"en": "Reykjavik"}},
+                "location": {"latitude": 64.1, "longitude": -21.9},
+            },
+            Place("IS", "Reykjavik", 64.1, -21.9),
+        ),
+        (
+            {"country": "DE", "city": "Berlin", "lat": "52.5", "lng": "13.4"},
+            Place("DE", "Berlin", 52.5, 13.4),
+        ),
+        ({"country_code": "DE", "country": "Germany"}, Place("DE", "", None, None)),
+        ({"latitude": "nonsense", "longitude": 1}, NOWHERE),
+        ({}, NOWHERE),
+    ],
+)
+def test_reads_every_layout_of_geoip_records(record: dict[str, Any], place: Place) -> None:
+    assert place_of(record) == place
