@@ -29,6 +29,8 @@ OFFICIAL = {
     "bookworm": "debian:bookworm",
 }
 VARIANTS = {"full": "python3", "minimal": "python3-minimal", "bare": "none"}
+BOX_FILES = ("Dockerfile", "provision.sh", "entry.sh")
+TOOLS_FILES = ("tools.Dockerfile", "relay.py", "syn.py")
 LABEL = "knockmap.box"
 Say = Callable[[str], None]
 
@@ -56,16 +58,17 @@ def inside(container: Container, argv: Sequence[str]) -> tuple[int, str]:
     return done.exit_code, done.output.decode(errors="replace")
 
 
-def tag(*parts: str) -> str:
+def tag(files: Sequence[str], *parts: str) -> str:
+    """A name for what is made from these files of docker/image/ with these parameters."""
     digest = hashlib.sha256("\0".join(parts).encode())
-    for path in sorted(SOURCE.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for name in files:
+        digest.update(name.encode() + b"\0" + (SOURCE / name).read_bytes())
     return digest.hexdigest()[:12]
 
 
 def box_image(engine: DockerClient, release: str, variant: str, archive: str | None, say: Say) -> str:
     """The name of the image of a box; made now if it is not there. Raises BoxError."""
-    name = f"knockmap-box:{release}-{variant}-{tag(release, variant, archive or '')}"
+    name = f"knockmap-box:{release}-{variant}-{tag(BOX_FILES, release, variant, archive or '')}"
     if not exists(engine, name):
         base = base_image(engine, release, archive, say)
         say(f"building {name} ({VARIANTS[variant]})")
@@ -74,7 +77,7 @@ def box_image(engine: DockerClient, release: str, variant: str, archive: str | N
 
 
 def tools_image(engine: DockerClient, say: Say) -> str:
-    name = f"knockmap-tools:{tag('tools')}"
+    name = f"knockmap-tools:{tag(TOOLS_FILES)}"
     if not exists(engine, name):
         base = base_image(engine, "trixie", None, say)
         say(f"building {name}")

@@ -38,7 +38,8 @@ def main() -> None:
     os.lseek(kmsg, 0, os.SEEK_END)
     with open(OVERRUNS, "w", encoding="ascii") as file:
         file.write("0")
-    own, asked, overruns = addresses(), time.monotonic(), 0
+    own, overruns = addresses(), 0
+    foreign: dict[bytes, float] = {}  # an address that is not ours, and until when we believe that
     while True:
         try:
             head, _, text = os.read(kmsg, 8192).partition(b";")
@@ -52,8 +53,11 @@ def main() -> None:
         found = DST.search(text)
         if not found:
             continue
-        if found[1] not in own and time.monotonic() > asked + 0.2:
-            own, asked = addresses(), time.monotonic()
+        # The first line for an address that is new to us must not be lost, and a flood on another box must not keep us
+        # busy with asking.
+        if found[1] not in own and time.monotonic() > foreign.get(found[1], 0):
+            own = addresses()
+            foreign[found[1]] = time.monotonic() + 5
         if found[1] in own:
             priority, _, microseconds, *_ = head.split(b",")
             stamp = int(microseconds) / 1e6
