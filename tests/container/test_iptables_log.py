@@ -349,11 +349,7 @@ def test_firewalld_and_we_stand_beside_each_other(box: Box) -> None:
             sh(box, f"systemctl {verb} firewalld")
             time.sleep(1.5)  # it flushes after it says that it is done
             assert wait_for(lambda: both_in_force(box)), (backend, verb)
-        for command in (
-            "firewall-cmd --reload",
-            "firewall-cmd --complete-reload",
-            "systemctl stop firewalld",
-        ):
+        for command in ("firewall-cmd --reload", "systemctl stop firewalld"):
             sh(box, f"{command} 2>&1")  # no unit sees these
             assert heals(box), (backend, command)
     sh(box, "apt-get purge -qq -y firewalld 2>&1")
