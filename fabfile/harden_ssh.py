@@ -301,12 +301,12 @@ def undo_move(c: VerifiedConnection, settings: Settings, **options: Any) -> Repo
     """Back to the former port, staged like the move: both ports → a login over the old one → what was there before."""
     c.open()
     if options["check"] or c.config.run.dry:
-        return put_back(c, [NAME, WAY_BACK], **options)
+        return put_back(c, [NAME, WAY_BACK, "engine"], **options)
     old = host_records.recorded(c.original_host).old_port or 22
     report = Report(c.original_host)
     status, _, _ = ask(c, ["test", "-x", PROGRAM])
     if status:
-        return put_back(c, [NAME, WAY_BACK], **options)
+        return put_back(c, [NAME, WAY_BACK, "engine"], **options)
     preview = put_back(c, [NAME], **{**options, "check": True}, on_event=lambda event: None)
     if not preview.ok:  # somebody edited a file since: say so, with nothing touched
         return put_back(c, [NAME], **options)
@@ -326,4 +326,4 @@ def undo_move(c: VerifiedConnection, settings: Settings, **options: Any) -> Repo
             f"{c.original_host}: no login over port {old}, {gone_back(c, settings)}: {error}"
         ) from error
     host_records.forget(c.original_host)
-    return report + put_back(proof, [WAY_BACK], **options)
+    return report + put_back(proof, [WAY_BACK, "engine"], **options)

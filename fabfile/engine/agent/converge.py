@@ -43,6 +43,8 @@ def converge(job: dict[str, Any]) -> None:
         want for want in job["resources"] if not want["when"] or fact(want["when"][0]) == want["when"][1]
     ]
     broken = False
+    if job.get("bootstrap"):
+        journal.bootstrapped(job["bootstrap"])
     if not check:
         broken = not attempt(TARGET, partial(preflight, job, wants, journal))
     for want in wants:

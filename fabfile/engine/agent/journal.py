@@ -36,6 +36,21 @@ class Journal:
         self.entries[want["id"]]["after"] = have
         store("journal.json", self.entries)
 
+    def bootstrapped(self, added: list[str]) -> None:
+        """Python itself was installed, with these packages, before there was an agent to write it down."""
+        want = {"id": "package:python3", "kind": "package", "name": "python3", "names": ["python3"]}
+        have = {"missing": ["python3"]}
+        entry = {
+            "before": have,
+            "after": have,
+            "kind": "package",
+            "task": "engine",
+            "want": want,
+            "added": added,
+        }
+        self.entries = {"package:python3": entry, **self.entries}
+        store("journal.json", self.entries)
+
     def keep(self, path: str, sha256: str) -> None:
         store("journal.json", self.entries)  # makes the folder
         objects = f"{STATE}/journal/objects"

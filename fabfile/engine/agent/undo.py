@@ -19,6 +19,8 @@ from .wire import emit
 
 def undo(job: dict[str, Any]) -> None:
     """Put back what the journal knows, newest first. Refuses, before anything is touched, where somebody edited since."""
+    import shutil  # noqa: F401 - now: undo may remove the Python that it runs on
+
     options, check, journal = job["undo"], job["mode"] == "check" or job.get("check", False), Journal()
     chosen = [
         id

@@ -1,0 +1,259 @@
+"""`invoke bench`: one end state, three tools, the same boxes; and the collector. Writes results.md.
+
+All tools take turns in each round, so that what else the machine does hits all alike. Ratios count, not seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from box import Box, down, up
+
+from fabfile import geo
+from tests.bench import collector, rivals
+from tests.bench.proxy import delayed
+from tests.bench.test_end_state import RESOURCES
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BIN = Path(sys.executable).parent
+ROUNDS = 7
+ENVIRONMENT = {
+    **os.environ,
+    "KNOCKMAP_STACK": "embedded",
+    "KNOCKMAP_GEO_SOURCE": "none",
+    "PYTHONPATH": f"{ROOT}:{ROOT}/docker",
+    "ANSIBLE_LOCALHOST_WARNING": "False",
+}
+ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to reach a box: by its own port, or through the delaying proxy."""
+
+    box: Box
+    folder: Path
+    host: str
+    port: int
+
+    @property
+    def ssh_config(self) -> str:
+        return str(self.folder / f"ssh_config-{self.port}")
+
+    def write(self) -> None:
+        """ssh_config, ansible.cfg and inventories for this way. Host keys are verified as those of the box."""
+        known = self.folder / f"known_hosts-{self.port}"
+        lines = (self.box.ssh_config.parent / "known_hosts").read_text().splitlines()
+        keys = [line.split(" ", 1)[1] for line in lines if line.startswith(f"{self.box.address} ")]
+        name = self.host if self.port == 22 else f"[{self.host}]:{self.port}"
+        known.write_text("".join(f"{name} {key}\n" for key in keys))
+        key = self.box.ssh_config.parent / "id_ed25519"
+        Path(self.ssh_config).write_text(
+            f"Host bench\n  HostName {self.host}\n  Port {self.port}\n  User root\n  IdentityFile {key}\n"
+            f"  IdentitiesOnly yes\n  UserKnownHostsFile {known}\n"
+        )
+        (self.folder / f"ansible-{self.port}.cfg").write_text(
+            "[defaults]\ninterpreter_python = /usr/bin/python3\nhost_key_checking = True\n"
+            "[ssh_connection]\npipelining = True\n"
+            f"ssh_args = -F {self.ssh_config} -o ControlMaster=auto -o ControlPersist=60s\n"
+        )
+        (self.folder / f"inventory_{self.port}.py").write_text(
+            f"hosts = [('bench', {{'ssh_hostname': {self.host!r}, 'ssh_port': {self.port}, 'ssh_user': 'root', "
+            f"'ssh_key': {str(key)!r}, 'ssh_known_hosts_file': {str(known)!r}, 'ssh_strict_host_key_checking': 'yes'}})]\n"
+        )
+
+
+Command = Callable[[Way], list[str]]
+
+
+def fab(task: str) -> Command:
+    return lambda way: [
+        *(
+            f"{BIN}/fab",
+            "-r",
+            str(HERE),
+            "-c",
+            "bench_tasks",
+            "-S",
+            way.ssh_config,
+            "-H",
+            f"bench:{way.port}",
+            task,
+        )
+    ]
+
+
+def commands(venvs: Path, folder: Path) -> dict[str, Command]:
+    """Name → the command line that brings a box to the end state, or that only logs in."""
+    return {
+        "ssh true": lambda way: ["ssh", "-F", way.ssh_config, "bench", "true"],
+        "fab noop": fab("noop"),
+        "knockmap": fab("sensor"),
+        "Ansible": lambda way: [
+            f"{venvs}/ansible/bin/ansible-playbook",
+            "-i",
+            "bench,",
+            f"{folder}/playbook.yml",
+        ],
+        "pyinfra": lambda way: [
+            f"{venvs}/pyinfra/bin/pyinfra",
+            "-y",
+            f"{folder}/inventory_{way.port}.py",
+            f"{folder}/deploy.py",
+        ],
+    }
+
+
+def venvs() -> Path:
+    """Ansible and pyinfra, each in a venv of its own from its lock file."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knockmap" / "bench"
+    for name in ("ansible", "pyinfra"):
+        lock, stamp = HERE / f"{name}.lock", folder / name / "stamp"
+        if stamp.exists() and stamp.read_text() == lock.read_text():
+            continue
+        print(f"installing {name} in {folder}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / name)], check=True)
+        pip = [f"{folder}/{name}/bin/pip", "install", "-q", "--require-hashes", "-r", str(lock)]
+        subprocess.run(pip, check=True)
+        stamp.write_text(lock.read_text())
+    return folder
+
+
+def timed(argv: list[str], way: Way) -> float:
+    """Seconds of one run. Ends the benchmark where a tool fails: its time would say nothing."""
+    environment = {**ENVIRONMENT, "ANSIBLE_CONFIG": f"{way.folder}/ansible-{way.port}.cfg"}
+    started = time.perf_counter()
+    done = subprocess.run(argv, env=environment, cwd=way.folder, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{' '.join(argv)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return seconds
+
+
+def end_state(box: Box) -> None:
+    argv = [
+        f"{BIN}/pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--hosts=docker://{box.container}",
+        str(HERE / "test_end_state.py"),
+    ]
+    done = subprocess.run(argv, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(
+            f"{box.name} is not in the end state, so nothing is compared:\n{done.stdout[-3000:]}"
+        )
+    print(f"  {box.name}: {done.stdout.strip().splitlines()[-1]}", flush=True)
+
+
+def compare(folder: Path) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+    """Seconds: fresh by tool, and converged by added milliseconds and command (medians)."""
+    all_commands = commands(venvs(), folder)
+    contents = rivals.write_contents(RESOURCES, folder)
+    (folder / "playbook.yml").write_text(rivals.playbook(RESOURCES, contents))
+    (folder / "deploy.py").write_text(rivals.deploy_file(RESOURCES, contents))
+    fresh, boxes = {}, {}
+    try:
+        for tool in ("knockmap", "Ansible", "pyinfra"):
+            box = boxes[tool] = up(name=f"bench-{tool.lower()}", release="trixie")
+            (folder / tool).mkdir()
+            way = Way(box, folder, box.address, 22)
+            way.write()
+            print(f"fresh: {tool}", flush=True)
+            fresh[tool] = timed(all_commands[tool](way), way)
+            end_state(box)
+        converged = {ms: rounds(all_commands, boxes, folder, ms) for ms in (0, 50)}
+        for box in boxes.values():
+            end_state(box)
+    finally:
+        for box in boxes.values():
+            down(box.name)
+    return fresh, converged
+
+
+def rounds(
+    all_commands: dict[str, Command], boxes: dict[str, Box], folder: Path, milliseconds: int
+) -> dict[str, float]:
+    print(f"converged, {milliseconds} ms added to a round trip: {ROUNDS} rounds", flush=True)
+    seconds: dict[str, list[float]] = {name: [] for name in all_commands}
+    for number in range(ROUNDS + 1):
+        for name, command in all_commands.items():
+            box = boxes.get(name, boxes["knockmap"])
+            with delayed(box.address, 22, milliseconds / 1000) as port:
+                way = (
+                    Way(box, folder, "127.0.0.1", port) if milliseconds else Way(box, folder, box.address, 22)
+                )
+                way.write()
+                taken = timed(command(way), way)
+            if number:  # the first round warms up
+                seconds[name].append(taken)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def markdown(
+    fresh: dict[str, float], converged: dict[int, dict[str, float]], measured: dict[str, float]
+) -> str:
+    count = len(RESOURCES)
+    lines = [
+        f"Measured on {date.today().isoformat()} by `invoke bench`: {os.cpu_count()} cores, {platform.machine()}, Linux "
+        f"{platform.release().split('-')[0]}, Python {platform.python_version()}; boxes (Debian 13) in Docker on the same machine.",
+        "",
+        f"One end state of {count} resources, the same for all tools and checked by one testinfra suite. Medians of {ROUNDS} runs "
+        "that took turns; in brackets the ratio to `ssh box true` in the same rounds.",
+        "",
+        "| | fresh box | converged, 0 ms added | converged, 50 ms added |",
+        "|---|---:|---:|---:|",
+    ]
+    for name in ("ssh true", "fab noop", "knockmap", "pyinfra", "Ansible"):
+        cells = [f"{fresh[name]:.1f} s" if name in fresh else ""]
+        cells += [f"{row[name]:.2f} s ({row[name] / row['ssh true']:.1f}×)" for row in converged.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for ms, row in converged.items():
+        ratios = ", ".join(f"{name} {row[name] / row['knockmap']:.1f}×" for name in ("Ansible", "pyinfra"))
+        noop = row["knockmap"] / row["fab noop"]
+        lines += [
+            "",
+            f"At {ms} ms: {ratios} the time of knockmap; knockmap {noop:.2f}× that of a `fab noop`.",
+        ]
+    lines += [
+        "",
+        "| collector, one process | |",
+        "|---|---:|",
+        f"| lines per second | {measured['lines_per_second']:,.0f} |",
+        f"| lines per second of CPU time | {measured['lines_per_cpu_second']:,.0f} |",
+        f"| peak resident memory | {measured['peak_rss_mb']} MB |",
+        f"| database bytes per line (log: {measured['log_bytes_per_line']}) | {measured['bytes_per_line']} |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    files = geo.fetch()
+    with tempfile.TemporaryDirectory() as folder:
+        databases = Path(folder) / "geo"
+        databases.mkdir()
+        for path in files:
+            (databases / path.name).symlink_to(path)
+        print("collector", flush=True)
+        measured = collector.measure(Path(folder), databases)
+    with tempfile.TemporaryDirectory() as folder:
+        fresh, converged = compare(Path(folder))
+    text = markdown(fresh, converged, measured)
+    (HERE / "results.md").write_text(text)
+    print("\n" + text)
+
+
+if __name__ == "__main__":
+    main()

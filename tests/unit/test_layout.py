@@ -1,0 +1,78 @@
+"""The house: one name for one topic everywhere, and documents that say what is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fabfile
+from fabfile.settings import names
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+TRACKED = subprocess.run(
+    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.split()
+
+
+@pytest.mark.parametrize("task", fabfile.TASKS)
+def test_a_task_is_a_module_a_folder_a_test_module_and_a_heading(task: str) -> None:
+    assert (ROOT / "fabfile" / f"{task}.py").is_file()
+    assert (ROOT / "files" / task).is_dir()
+    assert (ROOT / "tests" / "container" / f"test_{task}.py").is_file()
+    assert f"\n## {task}\n" in README
+    assert task in fabfile.ns.task_names or task.replace("_", "-") in fabfile.ns.task_names
+
+
+def test_every_folder_under_files_is_a_tasks() -> None:
+    assert {path.name for path in (ROOT / "files").iterdir() if path.is_dir()} == set(fabfile.TASKS)
+
+
+def test_no_module_hides_one_of_the_standard_library_or_the_docker_sdk() -> None:
+    modules = {path.stem for path in (ROOT / "fabfile").glob("*.py")}
+    assert not modules & set(sys.stdlib_module_names)
+    assert not (ROOT / "docker" / "__init__.py").exists()
+
+
+def test_every_task_has_one_line_that_says_its_outcome() -> None:
+    for task in fabfile.ns.tasks.values():
+        first = (task.__doc__ or "").strip().splitlines()[0]
+        assert first.endswith(".") and len(first) <= 90, task.name
+
+
+def test_settings_that_the_readme_names_exist() -> None:
+    named = set(re.findall(r"`((?:ssh|knock|log|collector|geo)_[a-z_]+)`", README))
+    assert named <= {*names(), "knockmap"} and len(named) >= 5
+
+
+def test_the_numbers_in_the_readme_are_those_of_the_benchmark() -> None:
+    results = (ROOT / "tests" / "bench" / "results.md").read_text()
+    shown = README.split("<!-- results: tests/bench/results.md -->\n")[1].split("<!-- end of results -->")[0]
+    assert shown.strip() == results.strip()
+
+
+def test_the_ci_runs_the_command_that_the_readme_names() -> None:
+    assert "`./setup && .venv/bin/invoke test`" in README
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "./setup" in script and ".venv/bin/invoke test" in script
+
+
+def test_no_file_names_a_registrys_host_or_a_path_of_one_machine() -> None:
+    hosts = (
+        "deb" + ".debian.org",
+        "py" + "pi.org",
+        "files.python" + "hosted.org",
+        "registry." + "npmjs.org",
+        "archive." + "ubuntu.com",
+    )
+    found = []
+    for name in TRACKED:
+        path = ROOT / name
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            found += [f"{name}: {word}" for word in (*hosts, "/wor" + "k/") if word in text]
+    assert found == []
