@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from box import machine
 from box import tasks as box
 from invoke.collection import Collection
 from invoke.context import Context
@@ -67,4 +68,19 @@ def fetch(c: Context) -> None:
     geo.fetch()
 
 
-ns = Collection(check, test, bench, Collection("geo", fetch), box=box)
+@task
+def demo(c: Context) -> None:
+    """Show it all: a disposable VPS, deployed, attacked from all over the world, and who knocked."""
+    fab = f"{BIN}/fab -S .box/ssh_config -H demo"
+    c.config.run.env = {"KNOCKMAP_STACK": "embedded"}
+    with c.cd(str(HERE)):
+        if "demo" not in machine.boxes():
+            box.up(c, name="demo")
+        c.run(f"{fab} deploy")
+        box.attack(c, name="demo", count=400, rate=200)
+        c.run("sleep 2")
+        c.run(f"{fab} scanners")
+    print("The box stays: `invoke box.down --name demo` removes it.")
+
+
+ns = Collection(check, test, demo, bench, Collection("geo", fetch), box=box)

@@ -105,3 +105,18 @@ def test_the_agent_stops_after_the_resource_at_hand_when_the_operator_dies(
     document = json.loads(fab(box, "iptables-log", "--json").out)
     assert document["counts"]["changed"] == 0 and document["counts"]["failed"] == 0
     assert box.run(["sh", "-c", "find / -xdev -name '.knockmap-*'"])[1] == ""
+
+
+def test_an_interrupted_dpkg_is_repaired_and_a_held_lock_waited_for(
+    fab: FabCommand, new_box: Callable[..., Box], release: str
+) -> None:
+    box = new_box(release)
+    unpack = "dpkg --unpack /var/cache/apt/archives/logrotate_*.deb"
+    box.run(["sh", "-c", unpack])
+    assert box.run(["dpkg", "--audit"])[1].strip()
+    hold = "import fcntl, time; f = open('/var/lib/dpkg/lock-frontend', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); time.sleep(5)"
+    box.run(["systemd-run", "-q", "python3", "-c", hold])
+    done = fab(box, "syslog-route")
+    assert done.rc == 0, done.out
+    assert "waiting for apt's lock, held by process" in done.out
+    assert "an interrupted dpkg was repaired" in done.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import grp
 import hashlib
@@ -11,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from fabfile.engine.agent import facts, item, journal, machine, main, packages, program, units, wire
-from fabfile.engine.resources import Command, Directory, File, Link, Resource, Secret, manifest
+from fabfile.engine.agent import converge, facts, item, journal, machine, main, packages, program, units, wire
+from fabfile.engine.resources import Command, Directory, File, Link, Package, Resource, Secret, manifest
 
 ME = {"owner": getpass.getuser(), "group": grp.getgrgid(os.getgid()).gr_name}
 Run = Callable[..., list[dict[str, Any]]]
@@ -316,3 +318,36 @@ def test_the_agent_needs_nothing_but_the_standard_library() -> None:
     source = program().decode()
     imported = set(re.findall(r"(?:^|\\n)(?:import|from) (\w+)", source))
     assert imported <= set(sys.stdlib_module_names)
+
+
+def test_a_wrong_clock_is_said_before_anything_is_touched(run: Run, root: Path) -> None:
+    plan = [File("/etc/a", text="a", **ME), Package("no-such-package-anywhere")]
+    failed, *skipped = run(*plan, time=time.time() - 3 * 86400)
+    assert failed["status"] == "failed" and "clock is 72 hours ahead" in failed["message"]
+    assert statuses(skipped) == ["skipped", "skipped"] and not (root / "etc/a").exists()
+
+
+def test_a_full_disk_is_said_before_anything_is_touched(
+    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(converge, "FREE_BYTES", 1 << 60)
+    failed, skipped = run(File("/etc/a", text="a", **ME))
+    assert failed["status"] == "failed" and "make room" in failed["message"]
+    assert skipped["status"] == "skipped" and not (root / "etc/a").exists()
+
+
+def test_a_held_task_is_looked_at_and_left_alone(run: Run, root: Path) -> None:
+    plan = File("/etc/a", text="a", **ME)
+    assert run(plan, held=["t"]) == [{"event": "data", "value": {"held": "file:/etc/a"}}]
+    assert not (root / "etc/a").exists()
+    run(plan)
+    assert statuses(run(plan, held=["t"])) == ["ok"]
+
+
+def test_two_runs_at_once_wait_for_each_other(run: Run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = os.open(root / "var/lib", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    monkeypatch.setattr(main, "LOCK_SECONDS", 0)
+    events = run(File("/etc/a", text="a", **ME))
+    os.close(fd)
+    assert "another knockmap run" in events[-1]["message"] and not (root / "etc/a").exists()

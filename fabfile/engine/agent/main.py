@@ -20,10 +20,10 @@ from .wire import Failure, emit, read_frame
 
 
 @contextlib.contextmanager
-def alone(seconds: float = LOCK_SECONDS) -> Iterator[None]:
+def alone() -> Iterator[None]:
     """One run at a time. The lock is on a directory that every system has, so that check mode makes no file."""
     fd = os.open(at("/var/lib"), os.O_RDONLY | os.O_DIRECTORY)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + LOCK_SECONDS
     try:
         while True:
             try:

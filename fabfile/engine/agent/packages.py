@@ -150,12 +150,16 @@ def apt_run(id: str, *argv: str) -> tuple[int, str]:
 def wait_for_locks(id: str) -> None:
     """apt-get itself waits for dpkg's lock only, and says nothing meanwhile."""
     deadline = time.monotonic() + LOCK_SECONDS
+    told = ""
     for path in ("/var/lib/dpkg/lock-frontend", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"):
         while (holder := lock_holder(path)) is not None:
             if time.monotonic() > deadline:
                 raise Failure(
                     f"{path} is still held by {holder} after {LOCK_SECONDS} s; nothing was installed"
                 )
+            if holder != told:
+                told = holder
+                emit("notice", text=f"waiting for apt's lock, held by {holder}")
             emit("progress", id=id, text=f"waiting for apt's lock, held by {holder}")
             if wire.gone:
                 raise Failure("stopped while waiting for apt's lock")
