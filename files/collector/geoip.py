@@ -24,15 +24,23 @@ class Place(NamedTuple):
 NOWHERE = Place("", "", None, None)
 
 
+# Each lookup leaves pages of the mapped files in our memory; opening them anew gives those back.
+REOPEN_AFTER = 2_000
+
+
 class Atlas:
     """All databases of a folder. `changed()` tells when one came or went; then make a new Atlas."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.seen = self.files()
-        # A larger database knows cities; a smaller one only countries, for what the first does not know.
+        self.lookups = 0
+        self.readers = self.open()
+
+    def open(self) -> list[Any]:
+        """A larger database knows cities; a smaller one only countries, for what the first does not know."""
         paths = sorted((path for path, *_ in self.seen), key=os.path.getsize, reverse=True)
-        self.readers = [reader for path in paths if (reader := open_database(path))]
+        return [reader for path in paths if (reader := open_database(path))]
 
     def files(self) -> list[tuple[str, int, int]]:
         """(path, inode, mtime) of each database."""
@@ -50,6 +58,9 @@ class Atlas:
 
     def locate(self, address: str) -> Place:
         """Of all databases the one that says most."""
+        self.lookups += 1
+        if self.lookups % REOPEN_AFTER == 0:
+            self.readers = self.open()
         best = NOWHERE
         for reader in self.readers:
             try:
