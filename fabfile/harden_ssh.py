@@ -26,6 +26,7 @@ from fabfile.settings import Settings
 
 NAME, WAY_BACK = "harden_ssh", "harden_ssh_way_back"
 PROGRAM = "/usr/local/lib/knockmap/ssh"
+ARMED = "/var/lib/knockmap/ssh/armed.json"
 DROP_INS = "/etc/ssh/sshd_config.d"
 PROGRAMS = Directory("/usr/local/lib/knockmap")
 
@@ -88,7 +89,11 @@ def way_back() -> list[Resource]:
 
 def plan(c: VerifiedConnection, settings: Settings) -> Plan:
     """This task's part of `deploy`'s one pass."""
-    return {WAY_BACK: way_back(), NAME: resources(settings, by_key=logged_in_by_key(c))}
+    # A move that broke off looks done until its timer takes it back.
+    at_rest = Command(
+        "no way back is armed", (PROGRAM, "disarmed"), unless=("/usr/bin/test", "!", "-e", ARMED)
+    )
+    return {WAY_BACK: way_back(), NAME: [*resources(settings, by_key=logged_in_by_key(c)), at_rest]}
 
 
 def logged_in_by_key(c: VerifiedConnection) -> bool:
@@ -112,7 +117,7 @@ def settle(c: VerifiedConnection, settings: Settings, others: Plan, *, check: bo
 
     if check or c.port == settings.ssh_port:
         if check and c.port != settings.ssh_port:
-            refuse(c, settings.ssh_port)
+            refuse(c, settings.ssh_port, check=True)
         report = converge(c, whole(), check=check, diff=diff, held=[NAME])
         if not report.ok or not any("held" in entry for entry in report.data):
             return report
@@ -223,11 +228,11 @@ def gone_back(c: VerifiedConnection, settings: Settings) -> str:
 # --- what cannot work, found before anything is touched -----------------------------------------------------------
 
 
-def refuse(c: VerifiedConnection, port: int) -> Report:
+def refuse(c: VerifiedConnection, port: int, check: bool = False) -> Report:
     """Look at the target's sshd. Raises StageError when the move cannot work; gives a report if Python came first."""
     report = Report(c.original_host)
     found = look(c, port)
-    if found is None:
+    if found is None and not check:
         report = converge(c, {})
         found = look(c, port)
     if found is None:
@@ -246,7 +251,7 @@ def look(c: VerifiedConnection, port: int) -> dict[str, Any] | None:
     """The target's `facts`, by the program on stdin: nothing is written for it. None without Python there."""
     program = render("harden_ssh/ssh.py").encode()
     status, out, error = ask(c, ["/usr/bin/python3", "-IS", "-", "facts", str(port)], program)
-    if status in (126, 127):
+    if status in (126, 127) or b"ModuleNotFoundError" in error:  # python3-minimal lacks some
         return None
     if status:
         raise StageError(
@@ -261,6 +266,10 @@ def refusal(found: dict[str, Any], old: int, new: int) -> str:
         (
             lambda: bool(found["refused"]),
             f"its sshd already refuses its configuration ({found['refused']}); mend that first",
+        ),
+        (
+            lambda: found["lacks_ss"],
+            "it lacks `ss`, without which nobody can say who listens on a port; run `apt-get install iproute2` first",
         ),
         (
             lambda: bool(found["port_lines"]),

@@ -2,13 +2,14 @@
 """On the target: what sshd listens on, making it listen elsewhere, and the way back if nobody says that it worked.
 
 facts PORT        JSON: who owns the port, which lines of the configuration speak of ports, who is on PORT
-test              sshd accepts its configuration
+test              the way back is armed, sshd accepts its configuration, and nothing overrules what our files say
 listens PORT…     succeed if sshd listens on these ports alone, and the host's firewall lets the last one in
 listen PORT…      make it so; the configuration must say so already
 reload            let sshd read its configuration again, ports too
 close PORT        take back what `listen` opened in the firewall
 arm SECONDS       keep what is there now, and go back to it after SECONDS unless disarmed
 disarm            it worked: no way back is needed
+disarmed          succeed if no way back is armed
 revert [--now]    go back, if armed and the time is over; run by knockmap-ssh-revert.timer, also after a reboot
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import json
 import os
 import re
@@ -24,6 +26,9 @@ import sys
 import time
 from collections.abc import Iterator
 
+SSHD = "/usr/sbin/sshd"
+SEPARATION = "/run/sshd"
+CONFIG = "/etc/ssh/sshd_config"
 DROP_INS = "/etc/ssh/sshd_config.d"
 OURS = tuple(
     f"{DROP_INS}/{name}"
@@ -34,8 +39,7 @@ STATE = "/var/lib/knockmap/ssh"
 ARMED = f"{STATE}/armed.json"
 OPENED = f"{STATE}/opened.json"
 LOADED = f"{STATE}/loaded"  # our files as sshd last read them
-# The engine's journal goes back with the files: else it would take for ours what is not there any more.
-KEPT = (*OURS, SOCKET, "/var/lib/knockmap/journal/journal.json", "/var/lib/knockmap/journal/pending.json")
+JOURNAL = "/var/lib/knockmap/journal/journal.json"
 TIMER = "knockmap-ssh-revert.timer"
 GENERATOR = (
     "/lib/systemd/system-generators/sshd-socket-generator"  # Ubuntu 24.04: ssh.socket follows sshd_config
@@ -63,23 +67,21 @@ def owner() -> str:
     return "generator" if os.access(GENERATOR, os.X_OK) else "socket"
 
 
-def listeners() -> dict[int, str]:
-    """TCP port → the process that listens on it."""
-    found = {}
+def listeners() -> dict[int, set[str]]:
+    """TCP port → the processes that listen on it: on one family it may be another than on the other."""
+    found: dict[int, set[str]] = {}
     for line in run("ss", "-ltnpH").stdout.splitlines():
-        fields = line.split()
         process = re.search(r'\(\("([^"]+)",pid=(\d+)', line)
-        found[int(fields[3].rsplit(":", 1)[1])] = (
-            "" if not process else "init" if process[2] == "1" else process[1]
-        )
+        name = "somebody" if not process else "init" if process[2] == "1" else process[1]
+        found.setdefault(int(line.split()[3].rsplit(":", 1)[1]), set()).add(name)
     return found
 
 
 def sshd_ports() -> set[int]:
-    """Ports on which sshd, or systemd for it, listens."""
+    """Ports on which sshd, or systemd for it, listens, and nobody else."""
     found = listeners()
-    ports = {port for port, process in found.items() if process in ("sshd", "sshd-session")}
-    by_systemd = {port for port, process in found.items() if process == "init"}
+    ports = {port for port, names in found.items() if names <= {"sshd", "sshd-session"}}
+    by_systemd = {port for port, names in found.items() if "init" in names} - ports
     if by_systemd:
         shown = run("systemctl", "show", "ssh.socket", "-P", "Listen").stdout
         by_systemd &= {int(port) for port in re.findall(r":(\d+) \(Stream\)", shown)}
@@ -87,12 +89,11 @@ def sshd_ports() -> set[int]:
 
 
 def effective() -> str:
-    """sshd's configuration as it would be in force for a login of root. Ends with sshd's words if it is refused."""
-    os.makedirs(
-        "/run/sshd", exist_ok=True
-    )  # a stopped ssh.service took it away, and then every answer is an error
-    login = "user=root,host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22"
-    done = run("/usr/sbin/sshd", "-T", "-C", login)
+    """sshd's configuration as it would be in force for just anybody. Ends with sshd's words if it is refused."""
+    # A stopped ssh.service took it away, and then every answer is an error.
+    os.makedirs(SEPARATION, exist_ok=True)
+    login = "user=nobody,host=localhost,addr=127.0.0.1,laddr=127.0.0.1,lport=22"
+    done = run(SSHD, "-T", "-C", login)
     if done.returncode:
         say_no(f"sshd refuses its configuration: {done.stderr.strip()}")
     return done.stdout
@@ -103,9 +104,30 @@ def configured_ports() -> set[int]:
     return {int(port) for port in re.findall(r"^listenaddress \S*?:(\d+)$", effective(), re.M)}
 
 
-def port_lines() -> list[str]:
-    """Lines of others that decide about ports, as "file:number: text"."""
-    files = ["/etc/ssh/sshd_config"]
+def overruled() -> list[str]:
+    """What our files say and sshd does not do: for most options the first line counts, and it may be another's."""
+    in_force = dict(line.lower().split(" ", 1) for line in effective().splitlines() if " " in line)
+    said = [line.split(None, 1) for path in OURS for line in text_of(path).splitlines() if line[:1].isalpha()]
+    return [
+        f"{keyword} is {in_force[keyword.lower()]!r} ({'; '.join(lines_on(keyword)) or 'by its default'})"
+        for keyword, value in said
+        if keyword != "Port" and not holds(value.strip(), in_force.get(keyword.lower()))
+    ]
+
+
+def holds(said: str, in_force: str | None) -> bool:
+    """True if the value in force is the one said; of a list that takes away (`-name*`), if all that is gone."""
+    if in_force is None:
+        return True
+    if said.startswith("-"):
+        names = in_force.split(",")
+        return not any(fnmatch.filter(names, pattern) for pattern in said[1:].split(","))
+    return in_force == said.lower().replace("prohibit-password", "without-password")
+
+
+def lines_on(*keywords: str) -> list[str]:
+    """Lines of others with one of these keywords, as "file:number: text"."""
+    files = [CONFIG]
     with contextlib.suppress(FileNotFoundError):
         files += sorted(f"{DROP_INS}/{name}" for name in os.listdir(DROP_INS) if name.endswith(".conf"))
     found = []
@@ -114,25 +136,25 @@ def port_lines() -> list[str]:
             continue
         with open(path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
-                if re.match(r"\s*(port|listenaddress)\b", line, re.I):
+                if re.match(rf"\s*({'|'.join(keywords)})\b", line, re.I):
                     found.append(f"{path}:{number}: {line.strip()}")
     return found
 
 
 def reads_drop_ins() -> bool:
     """True if the main file includes our folder before any Match block: a drop-in behind one would be dead."""
-    with open("/etc/ssh/sshd_config", encoding="utf-8", errors="replace") as file:
+    with open(CONFIG, encoding="utf-8", errors="replace") as file:
         for line in file:
             if re.match(r"\s*match\b", line, re.I):
                 return False
-            if re.match(r"\s*include\s+/etc/ssh/sshd_config\.d/\*\.conf", line, re.I):
+            if re.match(r'\s*include[\s=]+"?(/etc/ssh/)?sshd_config\.d/\*(\.conf)?\b', line, re.I):
                 return True
     return False
 
 
 def facts(port: int) -> dict[str, object]:
-    os.makedirs("/run/sshd", exist_ok=True)
-    tested = run("/usr/sbin/sshd", "-t")
+    os.makedirs(SEPARATION, exist_ok=True)
+    tested = run(SSHD, "-t")
     enabled = {
         unit: run("systemctl", "is-enabled", unit).stdout.strip() for unit in ("ssh.service", "ssh.socket")
     }
@@ -142,12 +164,12 @@ def facts(port: int) -> dict[str, object]:
         "enabled": [unit for unit, state in enabled.items() if state == "enabled"],
         "accept": bool(re.search(r"^Accept=(yes|true|1)", socket_unit, re.M | re.I)),
         "refused": tested.stderr.strip() if tested.returncode else "",
-        "port_lines": port_lines(),
+        "port_lines": lines_on("port", "listenaddress"),
         "reads_drop_ins": reads_drop_ins(),
         "ports": sorted(sshd_ports()),
-        "on_port": "" if port in sshd_ports() else listeners().get(port, "nobody"),
+        "on_port": "" if port in sshd_ports() else " and ".join(sorted(listeners().get(port, {"nobody"}))),
+        "lacks_ss": run("ss", "-V").returncode == 127,
         "selinux": run("getenforce").stdout.strip(),
-        "armed": armed_until(),
     }
 
 
@@ -180,23 +202,28 @@ def text_of(path: str) -> str:
 
 def open_firewall(port: int) -> None:
     """Let the port in where ufw or firewalld would not, and remember that it was us."""
-    opened = json.loads(text_of(OPENED) or "[]")
+    found = opened()
     if ufw_wants(port):
         must("ufw", "allow", f"{port}/tcp")
-        opened.append(["ufw", port])
+        found.append(("ufw", port))
     if firewalld_wants(port):
         must("firewall-cmd", "-q", f"--add-port={port}/tcp")
         must("firewall-cmd", "-q", "--permanent", f"--add-port={port}/tcp")
-        opened.append(["firewalld", port])
-    if opened:
-        write(OPENED, json.dumps(opened))
+        found.append(("firewalld", port))
+    if found:
+        write(OPENED, json.dumps(found))
+
+
+def opened() -> list[tuple[str, int]]:
+    """(firewall, port) that we let in."""
+    return [(firewall, port) for firewall, port in json.loads(text_of(OPENED) or "[]")]
 
 
 def close_firewall(port: int) -> None:
     kept = []
-    for firewall, which in json.loads(text_of(OPENED) or "[]"):
+    for firewall, which in opened():
         if which != port:
-            kept.append([firewall, which])
+            kept.append((firewall, which))
         elif firewall == "ufw":
             run("ufw", "delete", "allow", f"{port}/tcp")
         else:
@@ -234,9 +261,13 @@ def listens(ports: set[int], last: int) -> bool:
 
 def listen(ports: set[int], last: int) -> None:
     """Live sessions stay. Exit status and `ss` alone prove little, so every port must show sshd's banner in the end."""
+    refuse_unarmed()
     found = configured_ports()
     if found != ports:
-        others = "; ".join(port_lines()) or "none, so /etc/ssh/sshd_config does not read its drop-ins"
+        others = (
+            "; ".join(lines_on("port", "listenaddress"))
+            or "none, so /etc/ssh/sshd_config does not read its drop-ins"
+        )
         say_no(
             f"sshd is configured for {sorted(found)}, not {sorted(ports)}; other lines about ports: {others}"
         )
@@ -297,6 +328,27 @@ def alone() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def while_no_agent_works() -> Iterator[None]:
+    """Going back in the middle of a run would mix both; but a run that hangs must not stop it either."""
+    fd = os.open("/var/lib", os.O_RDONLY | os.O_DIRECTORY)  # where the engine's agent has its lock
+    try:
+        for _ in range(60):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(1)
+        yield
+    finally:
+        os.close(fd)
+
+
+def refuse_unarmed() -> None:
+    """Nothing of a move may happen any more once the machine went back, or is about to."""
+    if time.time() >= armed_until():
+        say_no("the time for the proof is over, and the machine goes back to what it was before; run again")
+
+
 def armed_until() -> float:
     """The deadline (epoch), 0 if not armed."""
     return float(json.loads(text_of(ARMED) or '{"deadline": 0}')["deadline"])
@@ -305,6 +357,7 @@ def armed_until() -> float:
 def write(path: str, text: str) -> None:
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     with open(f"{path}.new", "w", encoding="utf-8") as file:
+        os.chmod(file.fileno(), 0o600)
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -333,13 +386,14 @@ def arm(seconds: int) -> None:
     import base64
 
     files: dict[str, tuple[str, int] | None] = {}
-    for path in KEPT:
+    for path in (*OURS, SOCKET):
         try:
             with open(path, "rb") as file:
                 files[path] = (base64.b64encode(file.read()).decode(), os.stat(path).st_mode & 0o7777)
         except FileNotFoundError:
             files[path] = None
-    write(ARMED, json.dumps({"deadline": time.time() + seconds, "files": files}))
+    kept = {"files": files, "opened": opened(), "journal": move_in_journal()}
+    write(ARMED, json.dumps({"deadline": time.time() + seconds, **kept}))
     must("systemctl", "daemon-reload")
     must("systemctl", "enable", "-q", "--now", TIMER)
 
@@ -352,14 +406,42 @@ def disarm() -> None:
     remove_state()
 
 
-def revert(now: bool) -> None:
-    """Put the files back and let sshd read them. Restores what was there when the move began, not the factory's."""
+def journal() -> dict[str, dict[str, object]]:
+    """The engine's journal: what was there before us."""
+    return dict(json.loads(text_of(JOURNAL) or "{}"))
+
+
+def move_in_journal() -> dict[str, dict[str, object]]:
+    return {id: entry for id, entry in journal().items() if entry["task"] == "harden_ssh"}
+
+
+def due(now: bool) -> bool:
     until = armed_until()
-    if not until or (time.time() < until and not now):
-        return
+    return bool(until) and (now or time.time() >= until)
+
+
+def revert() -> None:
+    """Put the files back and let sshd read them. Restores what was there when the move began, not the factory's."""
+    kept_state = json.loads(text_of(ARMED))
+    put_back(kept_state["files"])
+    # The engine would take for its own what is not there any more. What other tasks did meanwhile stays written down.
+    others = {id: entry for id, entry in journal().items() if entry["task"] != "harden_ssh"}
+    write(JOURNAL, json.dumps({**kept_state["journal"], **others}))
+    before = {port for _, port in kept_state["opened"]}
+    for port in before:  # an undo may have closed it
+        open_firewall(port)
+    reload()
+    for port in {port for _, port in opened()} - before:
+        close_firewall(port)
+    os.unlink(ARMED)
+    run("systemctl", "disable", "-q", "--now", TIMER)
+    print("went back to the former SSH configuration: no login over the new port was proven in time")
+
+
+def put_back(files: dict[str, tuple[str, int] | None]) -> None:
     import base64
 
-    for path, kept in json.loads(text_of(ARMED))["files"].items():
+    for path, kept in files.items():
         if kept is None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -369,10 +451,14 @@ def revert(now: bool) -> None:
             file.write(base64.b64decode(kept[0]))
         os.chmod(f"{path}.knockmap-new", kept[1])
         os.rename(f"{path}.knockmap-new", path)
-    reload()
-    os.unlink(ARMED)
-    run("systemctl", "disable", "-q", "--now", TIMER)
-    print("went back to the former SSH configuration: no login over the new port was proven in time")
+
+
+def test() -> None:
+    refuse_unarmed()
+    effective()
+    must(SSHD, "-t")
+    if found := overruled():
+        say_no(f"others overrule what is said here: {'; '.join(found)}; remove those lines first")
 
 
 def main(argv: list[str]) -> None:
@@ -380,8 +466,7 @@ def main(argv: list[str]) -> None:
     if verb == "facts":
         print(json.dumps(facts(ports[0])))
     elif verb == "test":
-        effective()
-        must("/usr/sbin/sshd", "-t")
+        test()
     elif verb == "listens":
         sys.exit(not listens(set(ports), ports[-1]))
     elif verb == "listen":
@@ -390,17 +475,21 @@ def main(argv: list[str]) -> None:
         reload()
     elif verb == "close":
         close_firewall(ports[0])
-    elif verb in ("arm", "disarm", "revert"):
+    elif verb == "disarmed":
+        sys.exit(bool(armed_until()))
+    elif verb in ("arm", "disarm"):
         with alone():
-            if verb == "arm":
-                arm(ports[0])
-            elif verb == "disarm":
-                disarm()
-            else:
-                revert("--now" in argv)
+            arm(ports[0]) if verb == "arm" else disarm()
         remove_state()
+    elif verb == "revert":
+        if due("--now" in argv):
+            with while_no_agent_works(), alone():
+                if due("--now" in argv):  # still: a login may have disarmed it meanwhile
+                    revert()
+            remove_state()
     else:
         sys.exit(__doc__)
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -121,10 +121,14 @@ def test_undo_goes_back_to_22_in_stages(fab: FabCommand, box: Box) -> None:
     assert box.run(["test", "-e", "/usr/local/lib/knockmap"])[0] == 1
 
 
-def test_a_user_with_sudo_moves_it_as_well(fab: FabCommand, fresh_box: Box) -> None:
+def test_a_user_with_sudo_moves_it_as_well_and_root_stays_out(fab: FabCommand, fresh_box: Box) -> None:
+    forbid = "echo 'PermitRootLogin no' >>/etc/ssh/sshd_config; systemctl reload ssh"
+    fresh_box.run(["sh", "-c", forbid])
     moved = fab(fresh_box, "harden-ssh", user="op")
     assert moved.rc == 0, moved.out
     assert login(fresh_box, 2222, "op") and not login(fresh_box, 22, "op")
+    assert "permitrootlogin no" in effective(fresh_box)
+    assert ", 0 changed, 0 failed, 0 skipped" in fab(fresh_box, "harden-ssh", user="op").last
 
 
 def test_ssh_socket_moves_stays_and_comes_back(fab: FabCommand, fresh_box: Box) -> None:
@@ -152,6 +156,32 @@ def test_ufw_lets_the_new_port_in_before_the_move_and_undo_takes_that_back(
     assert "2222/tcp" in fresh_box.run(["ufw", "status"])[1] and login(fresh_box, 2222)
     assert fab(fresh_box, "undo", "harden_ssh").rc == 0
     assert "2222/tcp" not in fresh_box.run(["ufw", "status"])[1] and login(fresh_box, 22)
+
+
+def test_firewalld_lets_the_new_port_in_as_well(fab: FabCommand, fresh_box: Box) -> None:
+    install = "apt-get install -qq -y --no-install-recommends firewalld >/dev/null; firewall-cmd --state"
+    assert fresh_box.run(["sh", "-c", install])[0] == 0
+    moved = fab(fresh_box, "harden-ssh")
+    assert moved.rc == 0, moved.out
+    for where in ((), ("--permanent",)):
+        assert fresh_box.run(["firewall-cmd", *where, "--list-ports"])[1].strip() == "2222/tcp"
+    assert login(fresh_box, 2222)
+    assert fab(fresh_box, "undo", "harden_ssh").rc == 0
+    assert fresh_box.run(["firewall-cmd", "--permanent", "--list-ports"])[1].strip() == ""
+    assert login(fresh_box, 22)
+
+
+def test_a_line_that_overrules_ours_is_named_and_the_box_goes_back(fab: FabCommand, fresh_box: Box) -> None:
+    """An sshd that is said to be hardened and is not would be worse than one that is not."""
+    spoil = "sed -i '1i PasswordAuthentication yes' /etc/ssh/sshd_config; systemctl reload ssh"
+    fresh_box.run(["sh", "-c", spoil])
+    refused = fab(fresh_box, "harden-ssh")
+    assert refused.rc == 1 and "/etc/ssh/sshd_config:1: PasswordAuthentication yes" in refused.out, (
+        refused.out
+    )
+    assert "went back to port 22" in refused.out
+    assert login(fresh_box, 22) and not login(fresh_box, 2222)
+    assert fresh_box.run(["ls", "/etc/ssh/sshd_config.d"])[1].split() == ["50-cloud-init.conf"]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,17 @@ def test_an_operator_killed_after_any_stage_finds_the_old_port_again(
     assert box.run(["ls", "/etc/ssh/sshd_config.d"])[1].split() == ["50-cloud-init.conf"]
 
 
+def test_a_run_after_a_killed_one_is_not_told_that_all_is_well(
+    fab: FabCommand, box: Box, operator: dict[str, str], tmp_path: Path
+) -> None:
+    """Nothing differs any more after the last stage; but the timer is about to take it back."""
+    kill_at(start(box, operator, tmp_path), "port 22 is closed")
+    again = fab(box, "harden-ssh")
+    assert again.rc == 1 and "another move of the SSH port is under way" in again.out, again.out
+    wait_until_reverted(box)
+    assert login(box, 22) and not login(box, 2222)
+
+
 def wait_until_reverted(box: Box) -> None:
     script = f"for i in $(seq {10 * (SECONDS + 15)}); do test -e /var/lib/knockmap/ssh/armed.json || exit 0; sleep .1; done; exit 1"
     assert box.run(["sh", "-c", script])[0] == 0
@@ -116,6 +127,9 @@ def test_two_operators_at_once_do_not_mix(
 def test_an_undo_that_is_killed_ends_on_the_port_that_worked(
     fab: FabCommand, fresh_box: Box, operator: dict[str, str]
 ) -> None:
+    """With ufw in front: undo has closed the new port there already, and going back must open it again."""
+    ufw = "apt-get install -qq -y ufw >/dev/null; ufw allow 22/tcp; ufw --force enable"
+    assert fresh_box.run(["sh", "-c", ufw])[0] == 0
     assert fab(fresh_box, "harden-ssh").rc == 0
     argv = [f"{Path(sys.executable).parent}/fab", "-S", str(fresh_box.ssh_config), "-H", fresh_box.name]
     environment = {**operator, "KNOCKMAP_SSH_REVERT_SECONDS": str(SECONDS), "PYTHONUNBUFFERED": "1"}

@@ -37,12 +37,26 @@ def fact_ssh_owner() -> str:
     return "generator" if follows else "socket"
 
 
+def fact_ssh_root_login() -> str:
+    """What others say on root's logins if that is stricter than "prohibit-password", which is our word on it."""
+    folder = "/etc/ssh/sshd_config.d"
+    names = sorted(os.listdir(at(folder))) if os.path.isdir(at(folder)) else []
+    drop_ins = [f"{folder}/{name}" for name in names if name.endswith(".conf") and "-knockmap-" not in name]
+    for path in (*drop_ins, "/etc/ssh/sshd_config"):
+        for_all = re.split(r"^\s*match\b", read_text(path), maxsplit=1, flags=re.I | re.M)[0]
+        if found := re.search(r"^\s*permitrootlogin[\s=]+\"?([\w-]+)", for_all, re.I | re.M):
+            word = found[1].lower()
+            return word if word in ("no", "forced-commands-only") else "prohibit-password"
+    return "prohibit-password"
+
+
 # What the facts ask other programs.
 QUESTIONS = {"ssh_owner": ("systemctl", "is-active", "-q", "ssh.socket")}
 FACTS: dict[str, Callable[[], str]] = {
     "logger": fact_logger,
     "log_owner": fact_log_owner,
     "ssh_owner": fact_ssh_owner,
+    "ssh_root_login": fact_ssh_root_login,
 }
 facts: dict[str, str] = {}
 
