@@ -8,15 +8,18 @@ sources are addresses of that namespace's interface, and the box has a route to 
 from __future__ import annotations
 
 import collections
+import io
 import itertools
 import json
 import re
+import tarfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from docker.models.containers import Container
 
-from . import images
+from . import images, state
 from .images import BoxError, inside
 from .machine import Box, relay_name
 
@@ -45,7 +48,8 @@ CLEAN = "ip link del syn0 2>/dev/null; ip netns del attacker 2>/dev/null; nft de
 
 @dataclass(frozen=True)
 class Attack:
-    """What was sent: SYNs by family and by country (ISO code), and how many replies left by another way (0)."""
+    """What was sent: SYNs by family, by country (ISO code) and by source; replies that left by another way (0); and
+    kernel lines that were overwritten meanwhile before the relay read them (if not 0, counts of lines are not true)."""
 
     v4: int
     v6: int
@@ -54,6 +58,7 @@ class Attack:
     countries: dict[str, int]
     by_source: dict[str, int]
     leaked: int
+    overruns: int
 
 
 def attack(box: Box, sources: int = 40, count: int = 200, rate: int = 100) -> Attack:
@@ -65,44 +70,40 @@ def attack(box: Box, sources: int = 40, count: int = 200, rate: int = 100) -> At
     if not 2 <= sources <= 2000:
         raise BoxError(f"from 2 to 2000 sources, not {sources}")
     hand = images.client().containers.get(relay_name(box.name))
-    number = box.address.rsplit(".", 1)[1]
-    v4, v6 = TARGET_V4.format(number), TARGET_V6.format(number)
-    chosen = choose(sources)
-    addresses = {"v4": [a for a in chosen if ":" not in a], "v6": [a for a in chosen if ":" in a]}
-    job = {
-        "v4": {"target": v4, "sources": addresses["v4"]},
-        "v6": {"target": v6, "sources": addresses["v6"]},
-        "count": count,
-        "rate": rate,
-    }
-    shell(hand, CLEAN)
-    try:
-        prepare(hand, addresses, v4, v6)
-        put(hand, "job.json", json.dumps(job))
-        sent = json.loads(
-            shell(hand, "ip netns exec attacker python3 /usr/local/lib/box/syn.py </tmp/job.json")
-        )
-        leaked = counted(hand)
-    finally:
+    overruns, chosen = box.overruns(), choose(sources)
+    with state.lock(state.attack_lock(box.name).name):
         shell(hand, CLEAN)
+        try:
+            prepare(hand, box, chosen, count, rate)
+            sent = json.loads(shell(hand, "ip netns exec attacker python3 /tmp/syn.py </tmp/job.json"))
+            settle(hand)
+            leaked = counted(hand)
+        finally:
+            shell(hand, CLEAN)
     if leaked:
         raise BoxError(
             f"{leaked} replies of {box.name} were about to leave by another way than they came; they were dropped"
         )
-    return summary(chosen, sent)
+    return summary(chosen, sent["sent"], sent["seconds"], leaked, box.overruns() - overruns)
 
 
-def summary(chosen: dict[str, str], sent: dict[str, object]) -> Attack:
-    by_family = sent["sent"]
-    assert isinstance(by_family, dict)
+def summary(
+    chosen: dict[str, str], sent: dict[str, int], seconds: float, leaked: int, overruns: int
+) -> Attack:
+    """What was sent (SYNs for each source), by family and by country (`chosen`: source -> ISO code)."""
+    countries: collections.Counter[str] = collections.Counter()
+    for source, number in sent.items():
+        countries[chosen[source]] += number
+    v6 = sum(number for source, number in sent.items() if ":" in source)
     return Attack(
-        v4=by_family["v4"],
-        v6=by_family["v6"],
-        sources=len(chosen),
-        seconds=float(str(sent["seconds"])),
-        countries=dict(collections.Counter(chosen.values()).most_common()),
-        by_source={},
-        leaked=0,
+        v4=sum(sent.values()) - v6,
+        v6=v6,
+        sources=len(sent),
+        seconds=seconds,
+        countries={country: number for country, number in countries.most_common() if number},
+        by_source=sent,
+        leaked=leaked,
+        overruns=overruns,
     )
 
 
@@ -125,16 +126,41 @@ def choose(number: int) -> dict[str, str]:
     raise AssertionError("unreachable")
 
 
-def prepare(hand: Container, addresses: dict[str, list[str]], v4: str, v6: str) -> None:
+def prepare(hand: Container, box: Box, chosen: dict[str, str], count: int, rate: int) -> None:
     """The namespace with its addresses, a route to each of them, and the guard on every other way out."""
+    number = box.address.rsplit(".", 1)[1]
+    v4, v6 = TARGET_V4.format(number), TARGET_V6.format(number)
+    addresses = {"v4": [a for a in chosen if ":" not in a], "v6": [a for a in chosen if ":" in a]}
     mine = [f"addr add {a}/32 dev syn1" for a in addresses["v4"]]
     mine += [f"addr add {a}/128 dev syn1 nodad" for a in addresses["v6"]]
     routes = [f"route add {a}/32 dev syn0 src {v4}" for a in addresses["v4"]]
-    routes += [f"-6 route add {a}/128 dev syn0" for a in addresses["v6"]]
-    put(hand, "addresses", "\n".join(mine) + "\n")
-    put(hand, "routes", "\n".join(line.removeprefix("-6 ") for line in routes) + "\n")
-    put(hand, "guard", guard(addresses))
+    routes += [f"route add {a}/128 dev syn0" for a in addresses["v6"]]
+    job = {
+        "v4": {"target": v4, "sources": addresses["v4"]},
+        "v6": {"target": v6, "sources": addresses["v6"]},
+        "count": count,
+        "rate": rate,
+    }
+    files = {
+        "addresses": "\n".join(mine) + "\n",
+        "routes": "\n".join(routes) + "\n",
+        "guard": guard(addresses),
+        "job.json": json.dumps(job),
+        "syn.py": (images.SOURCE / "syn.py").read_text(),
+    }
+    hand.put_archive("/tmp", archive(files))
     shell(hand, SETUP.format(v4=v4, v6=v6))
+
+
+def archive(files: dict[str, str]) -> bytes:
+    """A tar of these files: name -> text."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text.encode())
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return buffer.getvalue()
 
 
 def guard(addresses: dict[str, list[str]]) -> str:
@@ -158,10 +184,16 @@ def counted(hand: Container) -> int:
     return sum(map(int, packets))
 
 
-def put(hand: Container, name: str, text: str) -> None:
-    hand.exec_run(
-        ["python3", "-c", "import sys; open('/tmp/' + sys.argv[1], 'w').write(sys.argv[2])", name, text]
-    )
+def settle(hand: Container, seconds: float = 3) -> None:
+    """Wait until no half-open connection is left whose SYN-ACK would be sent again when the guard is gone."""
+    half_open = "ss -Htn state syn-recv '( sport = :22 )' | grep -c . || true"
+    deadline = time.monotonic() + seconds
+    while int(shell(hand, half_open)):
+        if time.monotonic() > deadline:
+            raise BoxError(
+                f"the box still answers SYNs {seconds:.0f} s after the last one: its replies are not at an end"
+            )
+        time.sleep(0.1)
 
 
 def shell(hand: Container, script: str) -> str:

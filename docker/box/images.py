@@ -6,6 +6,7 @@ Images are named by the hash of everything they are made from, so a change here 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from docker.client import DockerClient
-from docker.errors import APIError, BuildError, DockerException, ImageNotFound
+from docker.errors import BuildError, DockerException, ImageNotFound
 from docker.models.containers import Container
 
 import docker
@@ -30,8 +31,8 @@ OFFICIAL = {
 }
 VARIANTS = {"full": "python3", "minimal": "python3-minimal", "bare": "none"}
 BOX_FILES = ("Dockerfile", "provision.sh", "entry.sh")
-TOOLS_FILES = ("tools.Dockerfile", "relay.py", "syn.py")
-LABEL = "knockmap.box"
+TOOLS_FILES = ("tools.Dockerfile", "relay.py")
+LABEL, ORIGIN = "knockmap.box", "knockmap.origin"
 Say = Callable[[str], None]
 
 
@@ -68,21 +69,36 @@ def tag(files: Sequence[str], *parts: str) -> str:
 
 def box_image(engine: DockerClient, release: str, variant: str, archive: str | None, say: Say) -> str:
     """The name of the image of a box; made now if it is not there. Raises BoxError."""
-    name = f"knockmap-box:{release}-{variant}-{tag(BOX_FILES, release, variant, archive or '')}"
+    if release not in OFFICIAL or variant not in VARIANTS:
+        raise BoxError(
+            f"a box is one of {', '.join(OFFICIAL)}, and {', '.join(VARIANTS)}; not {release}, {variant}"
+        )
+    base = base_image(engine, release, archive, say)
+    name = f"knockmap-box:{release}-{variant}-{tag(BOX_FILES, base, variant, content(engine, base))}"
     if not exists(engine, name):
-        base = base_image(engine, release, archive, say)
         say(f"building {name} ({VARIANTS[variant]})")
         build(engine, "Dockerfile", name, BASE=base, PYTHON=VARIANTS[variant])
     return name
 
 
 def tools_image(engine: DockerClient, say: Say) -> str:
+    """The name of the image of what works beside a box; made now if it is not there. Raises BoxError."""
     name = f"knockmap-tools:{tag(TOOLS_FILES)}"
     if not exists(engine, name):
         base = base_image(engine, "trixie", None, say)
         say(f"building {name}")
         build(engine, "tools.Dockerfile", name, BASE=base)
     return name
+
+
+def origin(engine: DockerClient, image: str) -> str:
+    """In words, what the image of a box was made from."""
+    return str(engine.images.get(image).labels.get(ORIGIN, "an image of unknown origin"))
+
+
+def content(engine: DockerClient, name: str) -> str:
+    """The hash of an image that is there."""
+    return str(engine.images.get(name).id)
 
 
 def exists(engine: DockerClient, name: str) -> bool:
@@ -101,41 +117,53 @@ def build(engine: DockerClient, dockerfile: str, name: str, **arguments: str) ->
             tag=name,
             buildargs=arguments,
             rm=True,
-            labels={LABEL: "image"},
+            labels={LABEL: "image", ORIGIN: words_for(engine, arguments["BASE"])},
         )
     except BuildError as error:
         log = "".join(str(line.get("stream", "")) for line in error.build_log if isinstance(line, dict))
         raise BoxError(f"the image {name} could not be built; its last lines:\n{log[-1500:]}") from None
 
 
+def words_for(engine: DockerClient, base: str) -> str:
+    """What a base image is: an official one, or one that `bootstrap` made and labelled."""
+    if base in OFFICIAL.values():
+        return f"the official image {base}"
+    return origin(engine, base)
+
+
 def base_image(engine: DockerClient, release: str, archive: str | None, say: Say) -> str:
-    """An official image, or a bootstrapped one; says which."""
-    if archive is None and (pulled := pull(engine, OFFICIAL[release], say)):
-        return pulled
+    """An official image, or a bootstrapped one. What is there already is taken before anybody is asked."""
+    official = OFFICIAL[release]
     name = f"knockmap-base:{release}-{hashlib.sha256((archive or 'apt').encode()).hexdigest()[:8]}"
-    if not exists(engine, name):
-        if archive is None and OFFICIAL[release].startswith("ubuntu"):
-            raise BoxError(
-                f"no image registry answers, so {OFFICIAL[release]} cannot be pulled; take --release trixie, or give "
-                "--bootstrap-from with the URL of an Ubuntu archive"
-            )
-        bootstrap(engine, release, archive or debian_archive(), name, say)
+    if archive is None and exists(engine, official):
+        return official
+    if exists(engine, name):
+        return name
+    if archive is None and (pulled := pull(engine, official, say)):
+        return pulled
+    if archive is None and official.startswith("ubuntu"):
+        raise BoxError(
+            f"no image registry answers, so {official} cannot be pulled; take --release trixie, or give "
+            "--bootstrap-from with the URL of an Ubuntu archive"
+        )
+    bootstrap(engine, release, archive, name, say)
     return name
 
 
 def pull(engine: DockerClient, official: str, say: Say) -> str | None:
-    """Pull an official image. That no registry answers is remembered for an hour."""
+    """Pull an official image. That no registry answers, at once or in 15 s, is remembered for an hour."""
     if exists(engine, official):
         return official
     mark = state.FOLDER / "no-registry"
     if mark.exists() and time.time() - mark.stat().st_mtime < 3600:
         return None
     try:
+        docker.from_env(timeout=15).images.get_registry_data(official)
         say(f"pulling {official}")
         repository, version = official.split(":")
         engine.images.pull(repository, version)
         return official
-    except (APIError, DockerException):
+    except (DockerException, OSError):  # requests' time-outs are OSErrors
         mark.touch()
         return None
 
@@ -157,16 +185,26 @@ def debian_archive() -> str:
     return sites[0]
 
 
-def bootstrap(engine: DockerClient, release: str, archive: str, name: str, say: Say) -> None:
-    """Make a minimal system with mmdebstrap, debootstrap's quick sibling, and import it."""
+def bootstrap(engine: DockerClient, release: str, archive: str | None, name: str, say: Say) -> None:
+    """Make a minimal system with mmdebstrap, debootstrap's quick sibling, and import it. Raises BoxError."""
     if not shutil.which("mmdebstrap"):
-        raise BoxError("no image registry answers, and mmdebstrap is not installed: apt install mmdebstrap")
-    say(f"no image registry answers: bootstrapping {release} from the apt archive of this machine")
+        raise BoxError(
+            f"{release} must be bootstrapped, and mmdebstrap is not installed: apt install mmdebstrap"
+        )
+    source = archive or debian_archive()
+    words = f"{release} bootstrapped from " + (archive or "the apt archive of this machine")
+    say(f"making {words}" if archive else f"no image registry answers: making {words}")
+    # Ubuntu keeps python3-maxminddb apart from what it supports itself.
+    components = "main,universe" if OFFICIAL[release].startswith("ubuntu") else "main"
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "base.tar"
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", release, str(tar), archive]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        options = ["--quiet", "--variant=minbase", f"--components={components}"]
+        done = subprocess.run(
+            ["mmdebstrap", *options, release, str(tar), source], capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise BoxError(f"mmdebstrap {release} from {archive} failed:\n{done.stderr[-1500:]}")
+            raise BoxError(f"mmdebstrap {release} from {source} failed:\n{done.stderr[-1500:]}")
         repository, version = name.split(":")
-        engine.api.import_image_from_file(str(tar), repository, version)
+        engine.api.import_image_from_file(
+            str(tar), repository, version, changes=[f"LABEL {ORIGIN}={json.dumps(words)}"]
+        )

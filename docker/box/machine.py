@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import socket
 import tarfile
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from docker.client import DockerClient
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container
+from docker.types import IPAMConfig, IPAMPool
 
 from . import images, kernel, state
 from .images import LABEL, BoxError, Say, inside
@@ -26,6 +28,12 @@ CAPABILITIES = [
     "LINUX_IMMUTABLE",  # logrotate and sandboxed units keep file attributes
     "SYS_NICE",  # units with a scheduling priority
 ]
+
+
+OWNER = "knockmap.checkout"  # label: the checkout that made it
+ANY = "127.0.22.255"  # no box has it: what answers here listens on every address
+NETWORK, SUBNET = "knockmap", "172.31.22"
+OVERRUNS = "/.box/overruns"
 
 
 @dataclass(frozen=True)
@@ -46,14 +54,17 @@ class Box:
     def restart(self) -> None:
         """A reboot: everything in /run is gone, the network is new, addresses and ports are the same."""
         engine = images.client()
-        engine.containers.get(self.container).restart(timeout=20)
-        wait_for_systemd(engine.containers.get(self.container))
+        container = engine.containers.get(self.container)
+        container.restart(timeout=20)
+        wait_for_systemd(container)
         # The relay looks at the network namespace of the box, and that is a new one.
+        inside(container, ["rm", "-f", OVERRUNS])
         engine.containers.get(relay_name(self.name)).restart(timeout=1)
+        wait_for_relay(container)
 
     def overruns(self) -> int:
-        """How often the kernel overwrote lines before the relay read them; 0 means that counts are true."""
-        return int(self.run(["cat", "/.box/overruns"])[1].strip() or 0)
+        """How many lines, of any box, the kernel overwrote before the relay read them; 0: counts are true."""
+        return int(self.run(["cat", OVERRUNS])[1])
 
 
 def container_name(name: str) -> str:
@@ -74,58 +85,110 @@ def up(
     variant: str = "full",
     archive: str | None = None,
     say: Say = silent,
+    direct: bool = False,
 ) -> Box:
     """Make a box and wait until sshd answers. Raises BoxError, and leaves nothing behind then.
 
     `release`: noble, jammy, trixie or bookworm (default: noble where it can be pulled, else trixie).
     `variant`: full, minimal (python3-minimal) or bare (no Python). `archive`: URL to bootstrap from.
+    `direct`: reach it at its address in a Docker network, as is done where its ports are taken on every address.
     """
     engine = images.client()
-    if name in (found := boxes()):
-        raise BoxError(
-            f"there is a box {name} at {found[name]['address']} already; `invoke box.down --name {name}` removes it"
-        )
+    refuse_taken(name)
     with state.lock("images.lock"):
         if release is None:
             release = "noble" if images.pull(engine, images.OFFICIAL["noble"], say) else "trixie"
         image = images.box_image(engine, release, variant, archive, say)
         tools = images.tools_image(engine, say)
+    say(f"{name}: {images.origin(engine, image)}")
+    with state.lock():
+        refuse_taken(name)
+        container, address = start(engine, image, name, release, direct or listened_on(ANY))
     try:
-        with state.lock():
-            kernel_log = kernel.open_log(engine, tools)
-            container, address = start(engine, image, name, release)
         start_relay(engine, tools, name)
         wait_for_systemd(container)
         welcome(container, name, address)
+        wait_for_relay(container)
+        kernel_log = kernel.open_log(engine, tools)
     except BaseException:
         down(name)
         raise
     return Box(name, release, address, container_name(name), kernel_log)
 
 
-def start(engine: DockerClient, image: str, name: str, release: str) -> tuple[Container, str]:
-    """Run the container on the lowest loopback address 127.0.22.N that no box has."""
-    taken = {entry["address"] for entry in boxes().values()}
-    address = next(a for n in range(1, 255) if (a := f"127.0.22.{n}") not in taken)
-    options: dict[str, Any] = {
+def refuse_taken(name: str) -> None:
+    if name in (found := boxes()):
+        raise BoxError(
+            f"there is a box {name} at {found[name]['address']} already; `invoke box.down --name {name}` removes it"
+        )
+
+
+def listened_on(address: str) -> bool:
+    """True if something of this machine answers there on one of the ports that a box is to have."""
+    for port in state.PORTS:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex((address, port)) == 0:
+                return True
+    return False
+
+
+def start(engine: DockerClient, image: str, name: str, release: str, direct: bool) -> tuple[Container, str]:
+    """Run the container on the lowest address that no box has; gives it and the address. Raises BoxError.
+
+    An address that looked free may be taken by another checkout, or by something else on this machine: then the next.
+    """
+    taken = {entry["address"].rsplit(".", 1)[1] for entry in boxes().values()}
+    free = [number for number in range(1, 255) if str(number) not in taken]
+    error = ""
+    for number in free[:5]:
+        address, way = directly(engine, number) if direct else published(number)
+        try:
+            return engine.containers.run(image, **fixed(name, release, address), **way), address
+        except APIError as failed:
+            if failed.status_code == 409:  # another process was quicker, and the container is its own
+                raise BoxError(f"there is a box {name} already") from None
+            discard(engine, name)
+            error = str(failed.explanation)
+            if "already" not in error:
+                break
+    raise BoxError(f"Docker did not start the box {name}: {error}") from None
+
+
+def fixed(name: str, release: str, address: str) -> dict[str, Any]:
+    """What every box is run with; makes the volume for its kernel log."""
+    labels = {LABEL: name, OWNER: str(state.ROOT)}
+    volume = images.client().volumes.create(f"{container_name(name)}-kmsg", labels=labels)
+    return {
         "name": container_name(name),
         "hostname": name,
-        "labels": {LABEL: name, "knockmap.release": release, "knockmap.address": address},
+        "labels": {**labels, "knockmap.release": release, "knockmap.address": address},
         "cap_add": CAPABILITIES,
         "security_opt": ["seccomp=unconfined", "apparmor=unconfined"],
         "cgroupns": "private",
         "tmpfs": {"/run": "exec,mode=755", "/run/lock": "", "/tmp": "exec,mode=1777"},
-        "volumes": {f"{container_name(name)}-kmsg": {"bind": "/.box", "mode": "rw"}},
+        "volumes": {volume.name: {"bind": "/.box", "mode": "rw"}},
         "sysctls": {"net.ipv6.conf.all.disable_ipv6": "0", "net.ipv6.conf.default.disable_ipv6": "0"},
         "environment": {"container": "docker"},
-        "ports": {f"{port}/tcp": (address, port) for port in state.PORTS},
         "detach": True,
     }
-    engine.volumes.create(f"{container_name(name)}-kmsg", labels={LABEL: name})
-    try:
-        return engine.containers.run(image, **options), address
-    except APIError as error:
-        raise BoxError(f"Docker did not start the box {name}: {error.explanation}") from None
+
+
+def published(number: int) -> tuple[str, dict[str, Any]]:
+    """A loopback address of the box's own, on which its ports are published under their real numbers."""
+    address = f"127.0.22.{number}"
+    return address, {"ports": {f"{port}/tcp": (address, port) for port in state.PORTS}}
+
+
+def directly(engine: DockerClient, number: int) -> tuple[str, dict[str, Any]]:
+    """The box's address in a Docker network, where this machine's own sshd, say, holds a port on every address."""
+    address = f"{SUBNET}.{number}"
+    if not engine.networks.list(names=[NETWORK]):
+        pool = IPAMPool(subnet=f"{SUBNET}.0/24", gateway=f"{SUBNET}.254")
+        labels = {LABEL: "network"}
+        engine.networks.create(NETWORK, driver="bridge", ipam=IPAMConfig(pool_configs=[pool]), labels=labels)
+    endpoint = engine.api.create_endpoint_config(ipv4_address=address)
+    return address, {"network": NETWORK, "networking_config": {NETWORK: endpoint}}
 
 
 def start_relay(engine: DockerClient, tools: str, name: str) -> None:
@@ -133,8 +196,9 @@ def start_relay(engine: DockerClient, tools: str, name: str) -> None:
     engine.containers.run(
         tools,
         name=relay_name(name),
-        labels={LABEL: name},
+        labels={LABEL: name, OWNER: str(state.ROOT)},
         network_mode=f"container:{container_name(name)}",
+        # To read /dev/kmsg; for routes and addresses; to send SYNs from them; for a network namespace to send from.
         cap_add=["SYSLOG", "NET_ADMIN", "NET_RAW", "SYS_ADMIN"],
         security_opt=["seccomp=unconfined", "apparmor=unconfined"],
         devices=["/dev/kmsg:/dev/kmsg:r"],
@@ -153,6 +217,17 @@ def wait_for_systemd(container: Container, seconds: float = 30) -> None:
         time.sleep(0.1)
     log = container.logs(tail=20).decode(errors="replace")
     raise BoxError(f"systemd in {container.name} is {output!r} after {seconds:.0f} s; its log ends:\n{log}")
+
+
+def wait_for_relay(container: Container, seconds: float = 10) -> None:
+    """Wait until what the kernel logs from now on reaches the box."""
+    deadline = time.monotonic() + seconds
+    while inside(container, ["test", "-s", OVERRUNS])[0]:
+        if time.monotonic() > deadline:
+            raise BoxError(
+                f"the kernel log of {container.name} does not come; see docker logs {container.name}-relay"
+            )
+        time.sleep(0.05)
 
 
 def welcome(container: Container, name: str, address: str) -> None:
@@ -202,14 +277,26 @@ def find(name: str) -> Box:
     entry = boxes().get(name)
     if not entry:
         raise BoxError(f"there is no box {name}; `invoke box.up --name {name}` makes one")
+    if entry["status"] != "running":
+        raise BoxError(
+            f"the box {name} is {entry['status']}; `invoke box.down --name {name}` removes it, then make a new one"
+        )
     engine = images.client()
     kernel_log = kernel.access(engine, images.tools_image(engine, silent), None) == "1"
     return Box(name, entry["release"], entry["address"], container_name(name), kernel_log)
 
 
-def down(name: str) -> list[str]:
-    """Remove a box and all that was made for it, also what a crash left; gives the names of what was removed."""
+def made_here() -> list[str]:
+    """The names of all boxes of this checkout, also of those of which a crash left only a part."""
     engine = images.client()
+    mine: dict[str, Any] = {"label": f"{OWNER}={state.ROOT}"}
+    containers = engine.containers.list(all=True, filters=mine, ignore_removed=True)
+    labels = [c.labels for c in containers] + [v.attrs["Labels"] for v in engine.volumes.list(filters=mine)]
+    return sorted({label[LABEL] for label in labels} | set(state.load("boxes.json")))
+
+
+def discard(engine: DockerClient, name: str) -> list[str]:
+    """Remove the containers and volumes of a box; gives their names."""
     mine: dict[str, Any] = {"label": f"{LABEL}={name}"}
     removed = []
     for container in engine.containers.list(all=True, filters=mine, ignore_removed=True):
@@ -219,13 +306,24 @@ def down(name: str) -> list[str]:
     for volume in engine.volumes.list(filters=mine):
         volume.remove(force=True)
         removed.append(str(volume.name))
+    return removed
+
+
+def down(name: str) -> list[str]:
+    """Remove a box and all that was made for it, also what a crash left; gives the names of what was removed."""
+    engine = images.client()
+    removed = discard(engine, name)
     with state.lock():
+        left = boxes()
         entries = state.load("boxes.json")
-        entries.pop(name, None)
-        entries = {other: entry for other, entry in entries.items() if other in boxes()}
+        entries = {other: entry for other, entry in entries.items() if other != name and other in left}
         state.store("boxes.json", entries)
         state.write_ssh_files(entries)
-        if not boxes():
+        state.attack_lock(name).unlink(missing_ok=True)
+        if not left:
             with contextlib.suppress(BoxError, NotFound):
                 kernel.close_log(engine, images.tools_image(engine, silent))
+            for network in engine.networks.list(names=[NETWORK], filters={"label": f"{LABEL}=network"}):
+                network.remove()
+                removed.append(NETWORK)
     return removed

@@ -19,11 +19,16 @@ PORTS = (22, 2022, 2222, 80, 443)
 
 @contextlib.contextmanager
 def lock(name: str = "lock") -> Iterator[None]:
-    """One process at a time, also across checkouts' test workers. Released when the process ends, however it does."""
+    """One process of this checkout at a time. Released when the process ends, however it does."""
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     with (FOLDER / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def attack_lock(name: str) -> Path:
+    """The lock that one attack at a time on this box holds."""
+    return FOLDER / f"attack-{name}.lock"
 
 
 def public_key() -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
+from json import dumps as to_json
 
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from . import machine, state
+from .attack import Attack
 from .attack import attack as send
 from .images import BoxError
 
@@ -41,7 +44,11 @@ def up(
 @task(help={"name": "Name of the box."})
 def shell(c: Context, name: str = "box") -> None:
     """Open a root shell in a box, past sshd."""
-    os.execvp("docker", ["docker", "exec", "-it", machine.container_name(name), "bash"])
+    try:
+        box = machine.find(name)
+    except BoxError as error:
+        raise Exit(f"box.shell: {error}", code=1) from None
+    os.execvp("docker", ["docker", "exec", "-it", box.container, "bash"])
 
 
 @task(
@@ -50,26 +57,40 @@ def shell(c: Context, name: str = "box") -> None:
         "sources": "How many addresses take turns, IPv4 and IPv6.",
         "count": "How many SYNs in all.",
         "rate": "SYNs per second.",
+        "json": "Print one JSON document.",
     }
 )
-def attack(c: Context, name: str = "box", sources: int = 40, count: int = 200, rate: int = 100) -> None:
+def attack(
+    c: Context, name: str = "box", sources: int = 40, count: int = 200, rate: int = 100, json: bool = False
+) -> None:
     """Send SYNs to port 22 of a box from addresses all over the world, through real netfilter."""
     try:
         done = send(machine.find(name), sources, count, rate)
     except BoxError as error:
         raise Exit(f"box.attack: {error}", code=1) from None
-    print(
-        f"sent {done.v4 + done.v6} SYNs ({done.v4} IPv4, {done.v6} IPv6) from {done.sources} addresses in {done.seconds} s"
-    )
-    print("  " + "  ".join(f"{country} {n}" for country, n in done.countries.items()))
-    print(f"  {done.leaked} replies left by another way than they came")
+    print(to_json(asdict(done)) if json else told(done))
 
 
-@task(help={"name": "Name of the box, or all."})
+def told(done: Attack) -> str:
+    """An attack in words."""
+    countries = "  ".join(f"{country} {number}" for country, number in done.countries.items())
+    lines = [
+        f"sent {done.v4 + done.v6} SYNs ({done.v4} IPv4, {done.v6} IPv6) from {done.sources} addresses in {done.seconds} s",
+        f"  {countries}",
+        f"  {done.leaked} replies left by another way than they came",
+    ]
+    if done.overruns:
+        lines.append(
+            f"  {done.overruns} kernel lines were overwritten unread: do not count lines of this attack"
+        )
+    return "\n".join(lines)
+
+
+@task(help={"name": "Name of the box, or all: those of this checkout."})
 def down(c: Context, name: str = "box") -> None:
     """Remove a box and everything that was made for it."""
     try:
-        names = list(machine.boxes()) or [name] if name == "all" else [name]
+        names = machine.made_here() if name == "all" else [name]
         removed = [item for one in names for item in machine.down(one)]
     except BoxError as error:
         raise Exit(f"box.down: {error}", code=1) from None

@@ -1,8 +1,9 @@
 """Beside a box: gives it the kernel's netfilter lines that are about its own addresses, and no others.
 
 Every open /dev/kmsg has a position of its own, so that relays do not take each other's lines (as readers of
-/proc/kmsg do). Runs in the network namespace of its box. What the kernel overwrote before it was read is counted in
-/.box/overruns: then a count in that box is not to be trusted.
+/proc/kmsg do). Runs in the network namespace of its box. How many lines, of whichever box, the kernel overwrote before
+they were read stands in /.box/overruns: if it is not 0, a count in that box is not to be trusted. The file is there as soon
+as the relay listens.
 """
 
 from __future__ import annotations
@@ -29,6 +30,38 @@ def addresses() -> set[bytes]:
     return {ip.exploded.encode() for ip in found if not ip.is_loopback}
 
 
+class Own:
+    """Tells whether a line's destination is an address of this box, which gets addresses while an attack lasts.
+
+    The first line for an address that is new must not be lost, so it is asked for; but a flood on another box must not
+    keep us busy with asking, so what was foreign is for 5 s.
+    """
+
+    def __init__(self) -> None:
+        self.own = addresses()
+        self.foreign: dict[bytes, float] = {}
+
+    def __contains__(self, address: bytes) -> bool:
+        if address not in self.own and time.monotonic() > self.foreign.get(address, 0):
+            self.own = addresses()
+            self.foreign[address] = time.monotonic() + 5
+        return address in self.own
+
+
+def entry(record: bytes) -> tuple[int, bytes, bytes]:
+    """Of a record of /dev/kmsg: its number, its destination (empty if it has none), and it as /proc/kmsg shows it."""
+    head, _, text = record.partition(b";")
+    priority, number, microseconds, *_ = head.split(b",")
+    found = DST.search(text)
+    line = b"<%s>[%12.6f] %s\n" % (priority, int(microseconds) / 1e6, text.split(b"\n", 1)[0])
+    return int(number), found[1] if found else b"", line
+
+
+def note(lost: int) -> None:
+    with open(OVERRUNS, "w", encoding="ascii") as file:
+        file.write(str(lost))
+
+
 def main() -> None:
     while not os.path.exists(PIPE):
         time.sleep(0.02)
@@ -36,32 +69,23 @@ def main() -> None:
     fcntl.fcntl(pipe, F_SETPIPE_SZ, RING)
     kmsg = os.open("/dev/kmsg", os.O_RDONLY)
     os.lseek(kmsg, 0, os.SEEK_END)
-    with open(OVERRUNS, "w", encoding="ascii") as file:
-        file.write("0")
-    own, overruns = addresses(), 0
-    foreign: dict[bytes, float] = {}  # an address that is not ours, and until when we believe that
+    own, lost, expected = Own(), 0, 0
+    note(lost)
     while True:
         try:
-            head, _, text = os.read(kmsg, 8192).partition(b";")
+            record = os.read(kmsg, 8192)
         except OSError as error:
             if error.errno != errno.EPIPE:
                 raise
-            overruns += 1
-            with open(OVERRUNS, "w", encoding="ascii") as file:
-                file.write(str(overruns))
-            continue
-        found = DST.search(text)
-        if not found:
-            continue
-        # The first line for an address that is new to us must not be lost, and a flood on another box must not keep us
-        # busy with asking.
-        if found[1] not in own and time.monotonic() > foreign.get(found[1], 0):
-            own = addresses()
-            foreign[found[1]] = time.monotonic() + 5
-        if found[1] in own:
-            priority, _, microseconds, *_ = head.split(b",")
-            stamp = int(microseconds) / 1e6
-            os.write(pipe, b"<%s>[%12.6f] %s\n" % (priority, stamp, text.split(b"\n", 1)[0]))
+            continue  # overwritten before we read it; the next record's number tells how many
+        number, destination, line = entry(record)
+        if expected and number > expected:
+            lost += number - expected
+            note(lost)
+        expected = number + 1
+        if destination and destination in own:
+            os.write(pipe, line)  # waits while the box does not read, as the kernel's own queue would
 
 
-main()
+if __name__ == "__main__":
+    main()

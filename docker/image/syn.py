@@ -1,7 +1,7 @@
 """Sends SYNs to port 22 of the box from addresses that are on this namespace's own interface.
 
 A job on stdin: {"v4": {"target", "sources": [...]}, "v6": {...}, "count": n, "rate": per second}; the answer on
-stdout: {"sent": {"v4": n, "v6": n}, "seconds": s}. Sources take turns; each SYN has the look of a scanner's.
+stdout: {"sent": {source: n}, "seconds": s}. Sources take turns; each SYN has the look of a scanner's.
 """
 
 from __future__ import annotations
@@ -63,14 +63,13 @@ def main() -> None:
     job = json.load(sys.stdin)
     senders = []
     for name, family in (("v4", socket.AF_INET), ("v6", socket.AF_INET6)):
+        target = job[name]["target"]
         for number, source in enumerate(job[name]["sources"]):
             ttl, window = LOOKS[number % len(LOOKS)]
-            packed = socket.inet_pton(family, source), socket.inet_pton(family, job[name]["target"])
-            senders.append(
-                (name, family, sender(family, source, ttl), packed, (job[name]["target"], 0), window)
-            )
+            packed = socket.inet_pton(family, source), socket.inet_pton(family, target)
+            senders.append((source, family, sender(family, source, ttl), packed, (target, 0), window))
     random.shuffle(senders)
-    sent, started = {"v4": 0, "v6": 0}, time.monotonic()
+    sent, started = dict.fromkeys((source for source, *_ in senders), 0), time.monotonic()
     for number, (name, family, out, (source, target), address, window) in enumerate(
         itertools.islice(itertools.cycle(senders), job["count"])
     ):
@@ -82,4 +81,5 @@ def main() -> None:
     print(json.dumps({"sent": sent, "seconds": round(time.monotonic() - started, 3)}))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -3,5 +3,5 @@ ARG BASE
 FROM ${BASE}
 RUN apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
     python3 iproute2 nftables iptables && apt-get clean
-COPY relay.py syn.py /usr/local/lib/box/
+COPY relay.py /usr/local/lib/box/
 ENTRYPOINT ["python3", "-u", "/usr/local/lib/box/relay.py"]
