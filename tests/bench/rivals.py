@@ -15,8 +15,14 @@ def applicable(resources: list[Resource]) -> list[Resource]:
     return list({r.id: r for r in fitting}.values())
 
 
+FACTS = {"@@fact.log_owner@@": "root", "@@fact.logger@@": "rsyslog"}  # those of a Debian box
+
+
 def content(file: File) -> str | None:
-    return None if file.text is None else file.text.replace("@@fact.log_owner@@", "root")
+    text = file.text
+    for fact, value in FACTS.items() if text is not None else ():
+        text = (text or "").replace(fact, value)
+    return text
 
 
 def write_contents(resources: list[Resource], folder: Path) -> dict[str, Path]:
@@ -117,7 +123,7 @@ def ansible_tasks(resource: Resource, contents: dict[str, Path]) -> list[dict[st
 
 def rights(resource: File | Directory) -> dict[str, str]:
     return {
-        "owner": resource.owner.replace("@@fact.log_owner@@", "root"),
+        "owner": FACTS.get(resource.owner, resource.owner),
         "group": resource.group,
         "mode": f"{resource.mode:04o}",
     }
