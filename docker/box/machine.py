@@ -20,13 +20,11 @@ from docker.types import IPAMConfig, IPAMPool
 from . import images, kernel, state
 from .images import LABEL, BoxError, Say, inside
 
-# What systemd, sshd and netfilter in a box need beyond Docker's default; never --privileged.
+# What systemd and netfilter in a box need beyond Docker's default; never --privileged.
 CAPABILITIES = [
     "SYS_ADMIN",  # systemd mounts and makes cgroups; units are sandboxed by mount namespaces
     "NET_ADMIN",  # iptables
     "SYSLOG",  # rsyslog's imklog opens /proc/kmsg
-    "LINUX_IMMUTABLE",  # logrotate and sandboxed units keep file attributes
-    "SYS_NICE",  # units with a scheduling priority
 ]
 
 

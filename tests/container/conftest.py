@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import testinfra
@@ -34,7 +35,7 @@ def new_box(worker_id: str) -> Iterator[Callable[..., Box]]:
     """Make boxes that are gone after this module: `new_box(release, variant="bare")`."""
     made = []
 
-    def make(release: str, **options: str) -> Box:
+    def make(release: str, **options: Any) -> Box:
         name = f"test-{worker_id}-{os.getpid()}-{next(numbers)}"
         made.append(name)
         return up(name=name, release=release, **options)
