@@ -29,7 +29,7 @@ Run = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for folder in ("etc", "usr", "var/lib"):
+    for folder in ("etc", "usr", "var/lib", "root"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(machine, "ROOT", str(tmp_path))
     return tmp_path
@@ -345,9 +345,28 @@ def test_a_held_task_is_looked_at_and_left_alone(run: Run, root: Path) -> None:
 
 
 def test_two_runs_at_once_wait_for_each_other(run: Run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fd = os.open(root / "var/lib", os.O_RDONLY)
+    fd = os.open(root / "root", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     monkeypatch.setattr(main, "LOCK_SECONDS", 0)
     events = run(File("/etc/a", text="a", **ME))
     os.close(fd)
     assert "another knockmap run" in events[-1]["message"] and not (root / "etc/a").exists()
+
+
+def test_a_run_killed_before_it_wrote_down_what_it_did_can_be_undone(run: Run, root: Path) -> None:
+    plan = File("/etc/a", text="a", **ME)
+    run(plan)
+    entries = journal.Journal()
+    entries.entries[plan.id].update(after=entries.entries[plan.id]["before"], unfinished=True)
+    entries.save()
+    assert statuses(run(plan)) == ["ok"]
+    assert statuses(undo(run)) == ["changed"] and not (root / "etc/a").exists()
+
+
+def test_undo_of_a_task_keeps_a_folder_that_others_use_also_with_its_data(run: Run, root: Path) -> None:
+    run(Directory("/etc/d", **ME), task="one")
+    run(File("/etc/d/two", text="2", **ME), task="two")
+    (event,) = undo(run, tasks=["one"], data=True)
+    assert "other tasks" in event["message"] and (root / "etc/d/two").read_text() == "2"
+    undo(run, data=True)
+    assert not (root / "etc/d").exists()

@@ -94,6 +94,9 @@ def settle(want: Want, wants: list[Want], journal: Journal, check: bool, diff: b
     have, wanted = item.observe(), item.wanted()
     differing = [key for key in wanted if have.get(key) != wanted[key]]
     if not differing:
+        if not check and journal.unfinished(want):
+            item.finish()
+            journal.after(want, have)
         emit("result", id=want["id"], task=want["task"], status="ok", message="")
         return
     shown = {"diff": item.diff(have)} if diff else {}
@@ -110,6 +113,7 @@ def settle(want: Want, wants: list[Want], journal: Journal, check: bool, diff: b
                 raise Failure(
                     f"{key} is still {now.get(key)!r} after it was applied; it shall be {wanted[key]!r}"
                 )
+        item.finish()
         journal.after(want, now)
     if want["kind"] not in ("service", "rules"):
         changed_ids.add(want["id"])

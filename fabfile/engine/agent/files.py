@@ -208,6 +208,8 @@ class Directory(Item):
 
     def restore(self, before: Have, options: dict[str, Any]) -> str:
         path = self.want["path"]
+        if any(str(e["want"].get("path", "")).startswith(f"{path}/") for e in self.journal.entries.values()):
+            return "kept, since other tasks have files in it"
         if before["type"] == "absent" and os.path.isdir(at(path)) and os.listdir(at(path)):
             if not options["data"]:
                 return "kept, since it holds data (--data removes it)"

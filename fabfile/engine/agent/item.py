@@ -34,6 +34,9 @@ class Item:
     def apply(self, have: Have) -> None:
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Write down what is left when it is as it shall be."""
+
     def restore(self, before: Have, options: dict[str, Any]) -> str:
         """Put back what was there before us. Returns why something was left, or an empty string."""
         raise NotImplementedError

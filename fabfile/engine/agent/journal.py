@@ -26,14 +26,23 @@ class Journal:
             if have.get("type") == "file" and "sha256" in have and not holds_data(want):
                 self.keep(want["path"], have["sha256"])
             self.entries[want["id"]] = {"before": have, "after": have}
-        self.entries[want["id"]].update(kind=want["kind"], task=want["task"], want=slim(want))
+        self.entries[want["id"]].update(
+            kind=want["kind"], task=want["task"], want=slim(want), unfinished=True
+        )
         store("journal.json", self.entries)
 
     def after(self, want: Want, have: Have) -> None:
         """What we left, with a copy of small files: so undo can show what somebody changed since."""
         if have.get("type") == "file" and not holds_data(want) and not want.get("blob"):
             self.keep(want["path"], have["sha256"])
-        self.entries[want["id"]]["after"] = have
+        self.entries[want["id"]].update(after=have, unfinished=False)
+        store("journal.json", self.entries)
+
+    def unfinished(self, want: Want) -> bool:
+        """True if a run was killed between doing it and writing that down: what is there now is ours."""
+        return bool(self.entries.get(want["id"], {}).get("unfinished"))
+
+    def save(self) -> None:
         store("journal.json", self.entries)
 
     def bootstrapped(self, added: list[str]) -> None:

@@ -21,8 +21,8 @@ from .wire import Failure, emit, read_frame
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """One run at a time. The lock is on a directory that every system has, so that check mode makes no file."""
-    fd = os.open(at("/var/lib"), os.O_RDONLY | os.O_DIRECTORY)
+    """One run at a time. The lock is on a directory that only root can open: check mode makes no file."""
+    fd = os.open(at("/root"), os.O_RDONLY | os.O_DIRECTORY)
     deadline = time.monotonic() + LOCK_SECONDS
     try:
         while True:

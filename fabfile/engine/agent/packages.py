@@ -32,12 +32,18 @@ class Package(Item):
         return {"missing": [name for name in self.want["names"] if name not in installed()]}
 
     def apply(self, have: Have) -> None:
-        former = installed()
+        entry = self.journal.entries[self.want["id"]]
+        # Written down before apt runs, so that what comes with it is known also if we are killed meanwhile.
+        entry.setdefault("former", sorted(installed()))
+        self.journal.save()
         refuse_removals(self.want["names"])
         apt_get(self.want["id"], "install", *self.want["names"])
         forget_observations()
-        added = self.journal.entries[self.want["id"]].get("added", []) + sorted(installed() - former)
-        self.journal.entries[self.want["id"]]["added"] = added
+
+    def finish(self) -> None:
+        entry = self.journal.entries[self.want["id"]]
+        added = installed() - set(entry.pop("former", installed()))
+        entry["added"] = [*entry.get("added", []), *sorted(added)]
 
     def unchanged_since(self, now: Have, after: Have) -> bool:
         return True  # a package that the operator removed himself needs no undoing
