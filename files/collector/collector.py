@@ -51,6 +51,10 @@ class LogFile:
     path: str
 
 
+class RotatedError(Exception):
+    """Between looking and opening, a log became another file: look again."""
+
+
 class Collector:
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -59,11 +63,15 @@ class Collector:
         self.sources: dict[bytes, tuple[int, int]] = {}  # address as printed → (source id, place id)
         self.places: dict[Place, int] = {}
         self.first_lines: dict[str, tuple[tuple[int, int, int], bytes]] = {}
-        row = self.db.execute("SELECT first, offset FROM position").fetchone() or (b"", 0)
-        self.first: bytes = row[0]
-        self.offset: int = row[1]
+        self.first: bytes = b""
+        self.offset = 0
+        self.go_back()
         self.next_retention = 0.0
         self.note_atlas()
+
+    def go_back(self) -> None:
+        """To the position behind the last line that is in the database."""
+        self.first, self.offset = self.db.execute("SELECT first, offset FROM position").fetchone() or (b"", 0)
 
     # --- the log ---------------------------------------------------------------------------------------------
 
@@ -77,7 +85,7 @@ class Collector:
         for file in self.to_read():
             if file.first != self.first:
                 self.first, self.offset = file.first, 0
-            for lines in self.chunks(file.path):
+            for lines in self.chunks(file):
                 self.wait_for_room()
                 self.store(lines)
                 taken += len(lines)
@@ -96,12 +104,13 @@ class Collector:
                 found = LogFile(epoch(stamp_of(first)) or os.path.getmtime(path), live, first, path)
                 # While copytruncate copies, two files begin alike: the live one is the longer.
                 files[first] = found if live else files.get(first, found)
-        ordered = sorted(files.values(), key=lambda file: (file.at, micros(file.first), file.live))
+        # The live file is the last, also when the clock was set back while it was made.
+        ordered = sorted(files.values(), key=lambda file: (file.live, file.at, micros(file.first)))
         for index, file in enumerate(ordered):
             if file.first == self.first:
                 return ordered[index:]
         since = (epoch(stamp_of(self.first)) or 0, micros(self.first)) if self.first else (-1, b"")
-        return [file for file in ordered if (file.at, micros(file.first)) >= since]
+        return [file for file in ordered if file.live or (file.at, micros(file.first)) >= since]
 
     def first_line(self, path: str) -> bytes:
         """The first line of a log file if it is complete, else nothing. Read again only if the file changed."""
@@ -118,9 +127,11 @@ class Collector:
         self.first_lines[path] = (mark, first)
         return first
 
-    def chunks(self, path: str) -> Iterator[list[bytes]]:
+    def chunks(self, log: LogFile) -> Iterator[list[bytes]]:
         """Complete lines from our offset on; the offset moves with each chunk."""
-        with opened(path) as file:
+        with opened(log.path) as file:
+            if file.readline(4096) != log.first:
+                raise RotatedError(log.path)
             file.seek(self.offset)
             while chunk := file.read(CHUNK):
                 end = chunk.rfind(b"\n") + 1
@@ -137,8 +148,8 @@ class Collector:
     def store(self, lines: list[bytes]) -> None:
         """These lines and the position behind them, in one transaction."""
         now = time.time()
-        self.db.execute("BEGIN IMMEDIATE")
         try:
+            self.db.execute("BEGIN IMMEDIATE")
             rows, texts, unparsed = self.rows(lines, now)
             self.insert(rows, texts)
             if unparsed:
@@ -146,8 +157,10 @@ class Collector:
             self.db.execute("INSERT OR REPLACE INTO position VALUES(1, ?, ?)", (self.first, self.offset))
             self.db.execute("COMMIT")
         except BaseException:
-            self.db.execute("ROLLBACK")
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
             self.forget_ids()
+            self.go_back()
             raise
 
     def rows(self, lines: list[bytes], now: float) -> tuple[list[Any], list[bytes], list[Any]]:
@@ -315,6 +328,8 @@ class Collector:
                 if time.monotonic() >= self.next_retention:
                     self.next_retention = time.monotonic() + 3600
                     self.retain()
+            except RotatedError:
+                continue
             except sqlite3.OperationalError as error:  # locked by a reader, or the disk is full after all
                 print(f"waiting: {error}", flush=True)
                 time.sleep(5)

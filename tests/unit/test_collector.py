@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collector import Collector, Options
+from collector import Collector, Options, RotatedError
 from geoip import NOWHERE, Place, place_of
 
 from tests.bench import log
@@ -303,3 +304,45 @@ def test_pauses_before_the_disk_is_full_and_goes_on_by_itself(bench: Bench) -> N
 )
 def test_reads_every_layout_of_geoip_records(record: dict[str, Any], place: Place) -> None:
     assert place_of(record) == place
+
+
+def test_a_locked_database_loses_no_line(bench: Bench) -> None:
+    lines = made(30)
+    bench.write(lines[:10])
+    bench.collector.step()
+    bench.collector.db.execute("PRAGMA busy_timeout = 50")
+    bench.write(lines[10:])
+    other = sqlite3.connect(bench.db, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        bench.collector.step()
+    other.execute("ROLLBACK")
+    other.close()
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_a_rotation_between_looking_and_opening_loses_no_line(bench: Bench) -> None:
+    lines = made(30)
+    bench.write(lines[:10])
+    (seen,) = bench.collector.to_read()
+    bench.collector.step()
+    bench.write(lines[10:20])
+    bench.log.rename(f"{bench.log}.1")
+    bench.write(lines[20:])
+    with pytest.raises(RotatedError):
+        list(bench.collector.chunks(seen))
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_a_clock_that_is_set_back_over_a_rotation_loses_no_line(bench: Bench) -> None:
+    before, after = made(10, start=1_790_000_000), made(10, seed=2, start=1_789_990_000)
+    bench.write(before)
+    bench.collector.step()
+    bench.log.rename(f"{bench.log}.1")
+    bench.write(after)
+    bench.collector.step()
+    bench.again()
+    bench.collector.step()
+    bench.whole([*before, *after])
