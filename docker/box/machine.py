@@ -32,6 +32,7 @@ OWNER = "knockmap.checkout"  # label: the checkout that made it
 ANY = "127.0.22.255"  # no box has it: what answers here listens on every address
 NETWORK, SUBNET = "knockmap", "172.31.22"
 OVERRUNS = "/.box/overruns"
+OP = 2201  # user number of `op`, as in provision.sh
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def wait_for_relay(container: Container, seconds: float = 10) -> None:
 def welcome(container: Container, name: str, address: str) -> None:
     """Let our key in, and note the host keys: we made this machine, so this is its console."""
     key = state.public_key()
-    for home, user in (("root", 0), ("home/op", 1000)):
+    for home, user in (("root", 0), ("home/op", OP)):
         container.put_archive(f"/{home}", authorized_keys(key, user))
     shown = inside(container, ["sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub"])[1]
     keys = [" ".join(line.split()[:2]) for line in shown.splitlines()]

@@ -12,5 +12,4 @@ fi
 [ -p /.box/kmsg ] || mkfifo -m 600 /.box/kmsg
 mount --bind /.box/kmsg /proc/kmsg
 ssh-keygen -A >/dev/null
-# What Docker's network leaves out of a container's own names a VPS has.
 exec /sbin/init

@@ -2,6 +2,9 @@
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 [ "$1" = none ] && python= || python="$1"
+# Ubuntu's server images come with these, Debian's cloud images since 12 do not.
+. /etc/os-release
+[ "$ID" = ubuntu ] && more="rsyslog logrotate iptables ufw" || more=
 
 # A service that starts while an image is built would fail.
 printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
@@ -10,7 +13,7 @@ chmod +x /usr/sbin/policy-rc.d
 rm -f /etc/apt/apt.conf.d/docker-clean /etc/dpkg/dpkg.cfg.d/excludes /etc/dpkg/dpkg.cfg.d/docker*
 apt-get update -q
 apt-get install -q -y --no-install-recommends \
-    systemd systemd-sysv dbus openssh-server sudo iproute2 ca-certificates cron $python
+    systemd systemd-sysv dbus openssh-server sudo iproute2 ca-certificates cron $python $more
 apt-get clean
 # What deploy installs is downloaded here once, so that a hundred test boxes do not fetch it a hundred times.
 apt-get install -q -y --no-install-recommends --download-only \
@@ -26,9 +29,10 @@ rm -f /etc/ssh/ssh_host_*
 rm -f /var/lib/dbus/machine-id
 
 # Test users: `op` has sudo without a password, `pw` has it with one. Their password is `box`: never on a real machine.
-for user in op pw; do
-    useradd --create-home --shell /bin/bash --groups sudo "$user"
-    echo "$user:box" | chpasswd
+# The number of `op` is known to machine.py, which gives it its key (1000 is `ubuntu` in Ubuntu's images).
+for user in op:2201 pw:2202; do
+    useradd --create-home --shell /bin/bash --groups sudo --uid "${user#*:}" "${user%:*}"
+    echo "${user%:*}:box" | chpasswd
 done
 echo 'op ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/90-op
 chmod 440 /etc/sudoers.d/90-op
