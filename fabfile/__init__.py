@@ -83,15 +83,19 @@ def undo(
         "check": check,
         "diff": diff,
     }
-    chosen = [task.replace("-", "_")] if task else list(TASKS)
-    report = None
-    others = [name for name in chosen if name != "harden_ssh"]
-    if others:
-        report = put_back(c, others, **options)
-        if not report.ok or "harden_ssh" not in chosen:
-            return report
-    moved: Report = modules["harden_ssh"].undo_move(c, settings(c), **options)
-    return report + moved if report else moved
+    sshd = modules["harden_ssh"]
+    names = [task.replace("-", "_")] if task else list(TASKS)
+    if names == ["harden_ssh"]:
+        return sshd.undo_move(c, settings(c), **options)  # type: ignore[no-any-return]
+    if task:
+        return put_back(c, names, **options)
+    # All or nothing: what somebody edited in one task leaves the others in place, too.
+    whole = [*names[1:], *sshd.EVERYTHING]
+    edited = check or not put_back(c, whole, **{**options, "check": True}, on_event=lambda event: None).ok
+    if edited or c.config.run.dry:
+        return put_back(c, whole, **options)
+    report = put_back(c, names[1:], **options)
+    return report + sshd.undo_move(c, settings(c), **options) if report.ok else report
 
 
 ns = Collection(deploy, undo)

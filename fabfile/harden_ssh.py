@@ -11,7 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import paramiko
 
 from fabfile.engine import fleet, host_records
 from fabfile.engine.connection import VerifiedConnection
@@ -26,7 +29,7 @@ from fabfile.settings import Settings
 
 NAME, WAY_BACK = "harden_ssh", "harden_ssh_way_back"
 PROGRAM = "/usr/local/lib/knockmap/ssh"
-ARMED = "/var/lib/knockmap/ssh/armed.json"
+ARMED, OPENED = "/var/lib/knockmap/ssh/armed.json", "/var/lib/knockmap/ssh/opened.json"
 DROP_INS = "/etc/ssh/sshd_config.d"
 PROGRAMS = Directory("/usr/local/lib/knockmap")
 
@@ -174,8 +177,10 @@ def staged(
             c.tell(f"a login over port {port} is proven; the way back is disarmed")
             return report, proof
     except TransportError as error:
+        strict = settings.ssh_strict and isinstance(error.__cause__, paramiko.ssh_exception.IncompatiblePeer)
+        reason = "; ssh_strict leaves only key exchange that this client lacks" if strict else ""
         raise StageError(
-            f"{c.original_host}: no login over port {port}, {gone_back(c, settings)}: {error}"
+            f"{c.original_host}: no login over port {port}, {gone_back(c, settings)}: {error}{reason}"
         ) from error
     c.tell(gone_back(c, settings))
     return report, None
@@ -306,26 +311,29 @@ def refusal(found: dict[str, Any], old: int, new: int) -> str:
 # --- undo -------------------------------------------------------------------------------------------------------
 
 
+EVERYTHING = (NAME, WAY_BACK, "engine")
+
+
 def undo_move(c: VerifiedConnection, settings: Settings, **options: Any) -> Report:
     """Back to the former port, staged like the move: both ports → a login over the old one → what was there before."""
     c.open()
-    if options["check"] or c.config.run.dry:
-        return put_back(c, [NAME, WAY_BACK, "engine"], **options)
     old = host_records.recorded(c.original_host).old_port or 22
-    report = Report(c.original_host)
-    status, _, _ = ask(c, ["test", "-x", PROGRAM])
-    if status:
-        return put_back(c, [NAME, WAY_BACK, "engine"], **options)
+    if options["check"] or c.config.run.dry or ask(c, ["test", "-x", PROGRAM])[0]:
+        return put_back(c, EVERYTHING, **options)
     preview = put_back(c, [NAME], **{**options, "check": True}, on_event=lambda event: None)
     if not preview.ok:  # somebody edited a file since: say so, with nothing touched
         return put_back(c, [NAME], **options)
+    report = Report(c.original_host)
     arm(c, settings.ssh_revert_seconds)
     try:
         if c.port != old:
-            report += converge(c, {NAME: resources(settings, (c.port, old), by_key=logged_in_by_key(c))})
+            report += converge(c, {NAME: both_ports(settings, c.port, old)})
             c.tell(f"sshd also listens on {old}; proving a new login over it")
             prove(c, old).close()
         report += put_back(c, [NAME], **options)
+        if not report.ok:
+            c.tell(gone_back(c, settings))
+            return report
         order(c, "reload", "sshd could not be brought back")
         c.tell(f"sshd is as it was; proving a new login over port {old}")
         proof = prove(c, old)
@@ -334,5 +342,12 @@ def undo_move(c: VerifiedConnection, settings: Settings, **options: Any) -> Repo
         raise StageError(
             f"{c.original_host}: no login over port {old}, {gone_back(c, settings)}: {error}"
         ) from error
+    ask(proof, ["rm", "-f", OPENED])  # the old port stays open in the firewall, since sshd is there
     host_records.forget(c.original_host)
-    return report + put_back(proof, [WAY_BACK, "engine"], **options)
+    return report + put_back(proof, EVERYTHING[1:], **options)
+
+
+def both_ports(settings: Settings, new: int, old: int) -> list[Resource]:
+    """The stage of undo in which both ports live. It opens the old port in the firewall and never closes it."""
+    nouns = resources(settings, (new, old), hardened=False)
+    return [replace(noun, undo=()) if isinstance(noun, Command) else noun for noun in nouns]

@@ -113,3 +113,18 @@ def test_undo_leaves_the_box_as_it_was(pristine: Box, fab: Callable[..., Fab]) -
     after = snapshot(pristine)
     assert sorted(after - before) == []
     assert sorted(before - after) == []
+
+
+def test_undo_of_all_leaves_all_where_one_file_was_edited_unless_told(
+    fab: Callable[..., Fab], box: Box
+) -> None:
+    path = "/etc/ssh/sshd_config.d/10-knockmap-hardening.conf"
+    box.run(["sh", "-c", f"echo '# my edit' >>{path}"])
+    refused = fab(box, "undo")
+    assert refused.rc == 1 and "changed by somebody since" in refused.out
+    assert " 0 changed, 1 failed," in refused.last, refused.out
+    assert box.run(["test", "-e", "/etc/rsyslog.d/10-knockmap.conf"])[0] == 0
+    kept = fab(box, "undo", "--keep-edited")
+    assert kept.rc == 0, kept.out
+    assert box.run(["tail", "-1", path])[1].strip() == "# my edit"
+    assert box.run(["test", "-e", "/etc/rsyslog.d/10-knockmap.conf"])[0] == 1
