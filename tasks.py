@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,26 +14,31 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 HERE = Path(__file__).parent
-BIN = Path(sys.executable).parent
+BIN = shlex.quote(str(Path(sys.executable).parent))
 
 
-def each(c: Context, commands: dict[str, str]) -> list[str]:
-    """Run every command, also after one failed; gives the names of those that did."""
-    c.cd(str(HERE))
-    return [name for name, command in commands.items() if not c.run(f"{BIN}/{command}", warn=True, pty=False)]
+def run(c: Context, command: str, **environment: str) -> bool:
+    """Whether a command of .venv, run at the top of the checkout and without a keyboard, went well."""
+    with c.cd(str(HERE)):
+        done = c.run(f"{BIN}/{command}", env=environment, warn=True, pty=False, in_stream=False)
+    return bool(done)
 
 
 @task
 def check(c: Context) -> None:
     """Say yes or no: formatted, linted, typed."""
-    programs = " ".join(sorted(str(path.relative_to(HERE)) for path in HERE.glob("files/*/*.py")))
     commands = {
         "format": "ruff format --check --quiet .",
         "lint": "ruff check --quiet .",
         "types": "mypy --no-error-summary",
     }
-    commands |= {f"types of {program}": f"mypy --no-error-summary {program}" for program in programs.split()}
-    if failed := each(c, commands):
+    failed = [name for name, command in commands.items() if not run(c, command)]
+    # A target's programs import their neighbours by bare name, so each folder is a world of its own.
+    folders = sorted({str(path.parent.relative_to(HERE)) for path in HERE.glob("files/*/*.py")})
+    failed += [
+        f"types of {at}" for at in folders if not run(c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=at)
+    ]
+    if failed:
         raise Exit(f"check: no ({', '.join(failed)})", code=1)
     print("check: yes")
 
@@ -47,17 +52,16 @@ def check(c: Context) -> None:
 def test(c: Context, fast: bool = False, releases: str = "trixie") -> None:
     """Check, then test everything: units, then every task on real boxes."""
     check(c)
-    environment = {"BOX_RELEASES": releases}
     suites = "tests/unit" if fast else "tests/unit tests/container -n 2 --dist loadfile"
-    done = c.run(f"{BIN}/pytest -q {suites}", env=environment, warn=True, pty=False)
-    if not done:
+    if not run(c, f"pytest -q {suites}", BOX_RELEASES=releases):
         raise Exit("test: no", code=1)
 
 
 @task
 def bench(c: Context) -> None:
     """Measure deploy side by side with Ansible and pyinfra, and the collector; write tests/bench/results.md."""
-    c.run(f"{BIN}/python -m tests.bench", env={"PYTHONPATH": os.fspath(HERE)})
+    if not run(c, "python -m tests.bench"):
+        raise Exit("bench: no", code=1)
 
 
 @task

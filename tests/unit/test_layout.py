@@ -15,7 +15,7 @@ from fabfile.settings import names
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 TRACKED = subprocess.run(
-    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ["git", "-c", "safe.directory=*", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
 ).stdout.split()
 
 
