@@ -175,6 +175,7 @@ def staged(
         if report.ok and proof is not None:
             order(proof, "disarm", "the way back could not be disarmed")
             c.tell(f"a login over port {port} is proven; the way back is disarmed")
+            c.tell(f"from now on: ssh -p {port} {c.user}@{c.original_host}; fab finds the port by itself")
             return report, proof
     except TransportError as error:
         strict = settings.ssh_strict and isinstance(error.__cause__, paramiko.ssh_exception.IncompatiblePeer)

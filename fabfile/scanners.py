@@ -26,6 +26,8 @@ LONGEST = 10 * 365 * 86400
 )
 def scanners(c: Connection, since: str = "24h", rows: int = 10, json: bool = False) -> str:
     """Show which countries, networks and addresses knocked."""
+    if rows < 1:
+        raise UsageError(f"--rows {rows}: must be 1 or more")
     argv = [
         "/usr/bin/python3",
         "-B",
@@ -41,7 +43,8 @@ def scanners(c: Connection, since: str = "24h", rows: int = 10, json: bool = Fal
             f"{c.original_host}: {error.decode(errors='replace').strip()[-300:]}\n"
             "Is the collector installed there? `fab -H … deploy` with stack = embedded installs it."
         )
-    return out.decode() if json else text(jsonlib.loads(out), since)
+    report = {"host": str(c.original_host), **jsonlib.loads(out)}
+    return jsonlib.dumps(report, ensure_ascii=False) if json else text(report, since)
 
 
 def span(text: str) -> int:

@@ -98,6 +98,10 @@ def settings(c: Any) -> Settings:
 
 def _settings(config: Any) -> Settings:
     section = config.get("knockmap")
+    if section is not None and not hasattr(section, "items"):
+        raise SettingError(
+            f"knockmap: {section!r} (from fabric.yaml): must be settings with their values, such as `stack: embedded`"
+        )
     named = tuple(sorted((key, value) for key, value in os.environ.items() if key.startswith(PREFIX)))
     return _loaded(json.dumps(dict(section) if section else {}), named)
 
@@ -326,7 +330,9 @@ def install(program: Any = fabric.main.program, words: Mapping[str, str] | None 
         try:
             parse(program)
         except ParseError as error:
-            raise Exit(str(error), code=2) from None
+            raise Exit(f"{error} (`fab --list` shows all tasks)", code=2) from None
+        except ValueError as error:
+            raise Exit(f"an option wants a number: {error}", code=2) from None
 
     program.parse_tasks = parse_tasks
 

@@ -134,13 +134,17 @@ class File(Item):
         )
         return all(now.get(key) == after.get(key) for key in keys)
 
+    def keeps(self, before: Have, options: dict[str, Any]) -> str:
+        path = self.want["path"]
+        if not holds_data(self.want) or before["type"] != "absent" or options["data"]:
+            return ""
+        full = os.path.exists(at(path)) and os.path.getsize(at(path))
+        return "kept, since it holds data (--data removes it)" if full or rotations(path) else ""
+
     def restore(self, before: Have, options: dict[str, Any]) -> str:
         path = self.want["path"]
         if holds_data(self.want) and before["type"] == "absent":
-            rotated = rotations(path)
-            if not options["data"] and (rotated or (os.path.exists(at(path)) and os.path.getsize(at(path)))):
-                return "kept, since it holds data (--data removes it)"
-            for copy in rotated:
+            for copy in rotations(path):
                 os.unlink(copy)
         return put_back(path, before)
 

@@ -37,6 +37,10 @@ class Item:
     def finish(self) -> None:
         """Write down what is left when it is as it shall be."""
 
+    def keeps(self, before: Have, options: dict[str, Any]) -> str:
+        """Why undo with these options leaves it as it is; an empty string if it does not."""
+        return ""
+
     def restore(self, before: Have, options: dict[str, Any]) -> str:
         """Put back what was there before us. Returns why something was left, or an empty string."""
         raise NotImplementedError

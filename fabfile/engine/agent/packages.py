@@ -48,14 +48,22 @@ class Package(Item):
     def unchanged_since(self, now: Have, after: Have) -> bool:
         return True  # a package that the operator removed himself needs no undoing
 
-    def restore(self, before: Have, options: dict[str, Any]) -> str:
-        added = [
+    def added(self) -> list[str]:
+        """What we brought and is still there."""
+        return [
             name for name in self.journal.entries[self.want["id"]].get("added", []) if name in installed()
         ]
+
+    def keeps(self, before: Have, options: dict[str, Any]) -> str:
+        added = self.added()
+        return (
+            f"kept: {' '.join(added)} (--packages removes them)" if added and not options["packages"] else ""
+        )
+
+    def restore(self, before: Have, options: dict[str, Any]) -> str:
+        added = self.added()
         if not added:
             return ""
-        if not options["packages"]:
-            return f"kept: {' '.join(added)} (--packages removes them)"
         removed = re.findall(r"^(?:Remv|Purg) (\S+)", run("apt-get", "-s", "purge", *added).stdout, re.M)
         if others := sorted(set(removed) - set(added)):
             return f"kept: {' '.join(added)}, since {' '.join(others)} needs them by now"

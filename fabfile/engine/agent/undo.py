@@ -45,7 +45,9 @@ def undo(job: dict[str, Any]) -> None:
         elif refused or wire.gone:
             emit("result", id=id, task=entry["task"], status="skipped", message="")
         elif check:
-            emit("result", id=id, task=entry["task"], status="changed", message="back to what it was")
+            kept = item.keeps(entry["before"], options)
+            status, message = ("ok", kept) if kept else ("changed", "back to what it was")
+            emit("result", id=id, task=entry["task"], status=status, message=message)
         elif not attempt({"id": id, "task": entry["task"]}, partial(undo_one, item, entry, journal, options)):
             refused = True
         elif id not in journal.entries:
@@ -93,7 +95,7 @@ def edit_diff(item: Item, entry: dict[str, Any]) -> str:
 
 def undo_one(item: Item, entry: dict[str, Any], journal: Journal, options: dict[str, Any]) -> None:
     id, former = item.want["id"], item.observe()
-    kept = item.restore(entry["before"], options)
+    kept = item.keeps(entry["before"], options) or item.restore(entry["before"], options)
     if kept:
         emit("result", id=id, task=entry["task"], status="ok", message=kept)
         return
