@@ -197,8 +197,13 @@ def start_relay(engine: DockerClient, tools: str, name: str) -> None:
         name=relay_name(name),
         labels={LABEL: name, OWNER: str(state.ROOT)},
         network_mode=f"container:{container_name(name)}",
-        # To read /dev/kmsg; for routes and addresses; to send SYNs from them; for a network namespace to send from.
-        cap_add=["SYSLOG", "NET_ADMIN", "NET_RAW", "SYS_ADMIN"],
+        cap_add=[
+            "SYSLOG",  # to read /dev/kmsg
+            "SYS_NICE",  # to read it in time
+            "SYS_ADMIN",  # to make a network namespace to attack from
+            "NET_ADMIN",  # to give it addresses, and the box routes to them
+            "NET_RAW",  # to send SYNs
+        ],
         security_opt=["seccomp=unconfined", "apparmor=unconfined"],
         devices=["/dev/kmsg:/dev/kmsg:r"],
         volumes={f"{container_name(name)}-kmsg": {"bind": "/.box", "mode": "rw"}},
