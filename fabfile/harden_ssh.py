@@ -29,7 +29,7 @@ from fabfile.settings import Settings
 
 NAME, WAY_BACK = "harden_ssh", "harden_ssh_way_back"
 PROGRAM = "/usr/local/lib/knockmap/ssh"
-ARMED, OPENED = "/var/lib/knockmap/ssh/armed.json", "/var/lib/knockmap/ssh/opened.json"
+ARMED = "/var/lib/knockmap/ssh/armed.json"
 DROP_INS = "/etc/ssh/sshd_config.d"
 PROGRAMS = Directory("/usr/local/lib/knockmap")
 
@@ -343,7 +343,7 @@ def undo_move(c: VerifiedConnection, settings: Settings, **options: Any) -> Repo
         raise StageError(
             f"{c.original_host}: no login over port {old}, {gone_back(c, settings)}: {error}"
         ) from error
-    ask(proof, ["rm", "-f", OPENED])  # the old port stays open in the firewall, since sshd is there
+    ask(proof, [PROGRAM, "keep"])  # the old port stays open in the firewall, since sshd is there
     host_records.forget(c.original_host)
     return report + put_back(proof, EVERYTHING[1:], **options)
 

@@ -7,6 +7,7 @@ listens PORT…     succeed if sshd listens on these ports alone, and the host's
 listen PORT…      make it so; the configuration must say so already
 reload            let sshd read its configuration again, ports too
 close PORT        take back what `listen` opened in the firewall
+keep              leave in the firewall what `listen` opened, as if others had
 arm SECONDS       keep what is there now, and go back to it after SECONDS unless disarmed
 disarm            it worked: no way back is needed
 disarmed          succeed if no way back is armed
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 SSHD = "/usr/sbin/sshd"
 SEPARATION = "/run/sshd"
@@ -39,6 +41,8 @@ STATE = "/var/lib/knockmap/ssh"
 ARMED = f"{STATE}/armed.json"
 OPENED = f"{STATE}/opened.json"
 LOADED = f"{STATE}/loaded"  # our files as sshd last read them
+UFW = "/etc/ufw"
+BOOT = "/proc/sys/kernel/random/boot_id"
 JOURNAL = "/var/lib/knockmap/journal/journal.json"
 TIMER = "knockmap-ssh-revert.timer"
 GENERATOR = (
@@ -178,9 +182,11 @@ def facts(port: int) -> dict[str, object]:
 
 def ufw_wants(port: int) -> bool:
     """True if ufw is enabled and has no rule of its own for the port; by its files, since `ufw status` takes long."""
-    if not re.search(r"^ENABLED=yes", text_of("/etc/ufw/ufw.conf"), re.M):
+    if not re.search(r"^ENABLED=yes", text_of(f"{UFW}/ufw.conf"), re.M):
         return False
-    return not re.search(rf"^### tuple ### allow tcp {port} ", text_of("/etc/ufw/user.rules"), re.M)
+    # Allowing what is limited would undo the limit.
+    rule = rf"^### tuple ### (allow|limit) (tcp|any) {port} "
+    return not re.search(rule, text_of(f"{UFW}/user.rules"), re.M)
 
 
 def firewalld_wants(port: int) -> bool:
@@ -188,6 +194,8 @@ def firewalld_wants(port: int) -> bool:
         not os.path.exists("/usr/sbin/firewalld")
         or run("systemctl", "is-active", "-q", "firewalld.service").returncode
     ):
+        return False
+    if port == 22 and not run("firewall-cmd", "-q", "--query-service=ssh").returncode:
         return False
     return run("firewall-cmd", "-q", f"--query-port={port}/tcp").returncode != 0
 
@@ -345,13 +353,27 @@ def while_no_agent_works() -> Iterator[None]:
 
 def refuse_unarmed() -> None:
     """Nothing of a move may happen any more once the machine went back, or is about to."""
-    if time.time() >= armed_until():
+    if seconds_left() <= 0:
         say_no("the time for the proof is over, and the machine goes back to what it was before; run again")
 
 
-def armed_until() -> float:
-    """The deadline (epoch), 0 if not armed."""
-    return float(json.loads(text_of(ARMED) or '{"deadline": 0}')["deadline"])
+def armed() -> dict[str, Any]:
+    """What `arm` kept, empty if there is no way back."""
+    return dict(json.loads(text_of(ARMED) or "{}"))
+
+
+def seconds_left() -> float:
+    """Until the machine goes back; 0 or less when it is time, or if not armed.
+
+    Since NTP may set the clock in the middle, it counts only after a reboot, and never adds time.
+    """
+    state = armed()
+    if not state:
+        return 0
+    if state["boot"] == text_of(BOOT):
+        return float(state["monotonic"]) - time.monotonic()
+    left = float(state["deadline"]) - time.time()
+    return left if left <= state["seconds"] else 0
 
 
 def write(path: str, text: str) -> None:
@@ -377,12 +399,24 @@ def remove_state(*paths: str) -> None:
 
 
 def arm(seconds: int) -> None:
-    until = armed_until()
-    if until:
-        left = max(0, round(until - time.time()))
+    if armed():
+        left = max(0, round(seconds_left()))
         say_no(
             f"another move of the SSH port is under way on this machine; it ends or goes back within {left + 10} s"
         )
+    clocks = {"deadline": time.time() + seconds, "monotonic": time.monotonic() + seconds, "seconds": seconds}
+    kept = {"files": copies(), "opened": opened(), "journal": move_in_journal()}
+    write(ARMED, json.dumps({**clocks, "boot": text_of(BOOT), **kept}))
+    try:
+        must("systemctl", "daemon-reload")
+        must("systemctl", "enable", "-q", "--now", TIMER)
+    except SystemExit:
+        os.unlink(ARMED)
+        raise
+
+
+def copies() -> dict[str, tuple[str, int] | None]:
+    """Path → (content as base64, mode) of what a move may change, None where nothing is."""
     import base64
 
     files: dict[str, tuple[str, int] | None] = {}
@@ -392,14 +426,11 @@ def arm(seconds: int) -> None:
                 files[path] = (base64.b64encode(file.read()).decode(), os.stat(path).st_mode & 0o7777)
         except FileNotFoundError:
             files[path] = None
-    kept = {"files": files, "opened": opened(), "journal": move_in_journal()}
-    write(ARMED, json.dumps({"deadline": time.time() + seconds, **kept}))
-    must("systemctl", "daemon-reload")
-    must("systemctl", "enable", "-q", "--now", TIMER)
+    return files
 
 
 def disarm() -> None:
-    if not armed_until():
+    if not armed():
         say_no("the time for the proof was over, so the machine went back to what it was before; run again")
     os.unlink(ARMED)
     run("systemctl", "disable", "-q", "--now", TIMER)
@@ -416,18 +447,17 @@ def move_in_journal() -> dict[str, dict[str, object]]:
 
 
 def due(now: bool) -> bool:
-    until = armed_until()
-    return bool(until) and (now or time.time() >= until)
+    return bool(armed()) and (now or seconds_left() <= 0)
 
 
 def revert() -> None:
     """Put the files back and let sshd read them. Restores what was there when the move began, not the factory's."""
-    kept_state = json.loads(text_of(ARMED))
-    put_back(kept_state["files"])
+    kept = armed()
+    put_back(kept["files"])
     # The engine would take for its own what is not there any more. What other tasks did meanwhile stays written down.
     others = {id: entry for id, entry in journal().items() if entry["task"] != "harden_ssh"}
-    write(JOURNAL, json.dumps({**kept_state["journal"], **others}))
-    before = {port for _, port in kept_state["opened"]}
+    write(JOURNAL, json.dumps({**kept["journal"], **others}))
+    before = {port for _, port in kept["opened"]}
     for port in before:  # an undo may have closed it
         open_firewall(port)
     reload()
@@ -475,8 +505,10 @@ def main(argv: list[str]) -> None:
         reload()
     elif verb == "close":
         close_firewall(ports[0])
+    elif verb == "keep":
+        remove_state(OPENED)
     elif verb == "disarmed":
-        sys.exit(bool(armed_until()))
+        sys.exit(bool(armed()))
     elif verb in ("arm", "disarm"):
         with alone():
             arm(ports[0]) if verb == "arm" else disarm()

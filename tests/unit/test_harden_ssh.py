@@ -217,36 +217,84 @@ def test_never_lets_root_in_where_others_forbade_it(
     assert facts.fact_ssh_root_login() == word
 
 
+@pytest.mark.parametrize(
+    ("rule", "wants"),
+    [
+        ("allow tcp 2222 0.0.0.0/0 any 0.0.0.0/0 in", False),
+        ("limit tcp 2222 0.0.0.0/0 any 0.0.0.0/0 in", False),
+        ("allow any 2222 0.0.0.0/0 any 0.0.0.0/0 in", False),
+        ("deny tcp 2222 0.0.0.0/0 any 0.0.0.0/0 in", True),
+        ("allow tcp 22 0.0.0.0/0 any 0.0.0.0/0 in", True),
+        ("allow udp 2222 0.0.0.0/0 any 0.0.0.0/0 in", True),
+    ],
+)
+def test_ufw_is_asked_only_where_it_would_not_let_the_port_in(
+    target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, wants: bool
+) -> None:
+    monkeypatch.setattr(target, "UFW", str(tmp_path))
+    (tmp_path / "user.rules").write_text(f"*filter\n### tuple ### {rule}\n")
+    (tmp_path / "ufw.conf").write_text("ENABLED=no\n")
+    assert not target.ufw_wants(2222)
+    (tmp_path / "ufw.conf").write_text("ENABLED=yes\n")
+    assert target.ufw_wants(2222) == wants
+
+
 # --- the way back -----------------------------------------------------------------------------------------------
 
 
-def arm_by_hand(target: Any, deadline: float) -> None:
-    state = {"deadline": deadline, "files": {}, "opened": [], "journal": {}}
-    Path(target.ARMED).write_text(json.dumps(state))
+def arm_by_hand(target: Any, left: float, **clock: Any) -> None:
+    """As if armed for 60 s, of which `left` are left."""
+    clocks = {"deadline": time.time() + left, "monotonic": time.monotonic() + left, "seconds": 60}
+    kept = {"boot": target.text_of(target.BOOT), "files": {}, "opened": [], "journal": {}}
+    Path(target.ARMED).write_text(json.dumps({**clocks, **kept, **clock}))
 
 
 def test_nothing_is_accepted_once_the_time_is_over(target: Any) -> None:
-    for deadline in (None, time.time() - 1):
-        if deadline:
-            arm_by_hand(target, deadline)
+    for left in (None, -1):
+        if left:
+            arm_by_hand(target, left)
         with pytest.raises(SystemExit, match="the time for the proof is over"):
             target.refuse_unarmed()
-    arm_by_hand(target, time.time() + 60)
+    arm_by_hand(target, 60)
     target.refuse_unarmed()
 
 
 def test_a_second_operator_is_told_how_long_the_first_may_take(target: Any) -> None:
-    arm_by_hand(target, time.time() + 60)
+    arm_by_hand(target, 60)
     with pytest.raises(SystemExit, match=r"another move .* within (70|69) s"):
         target.arm(60)
 
 
 def test_goes_back_when_the_time_is_over_or_at_once_when_told(target: Any) -> None:
     assert not target.due(now=True)
-    arm_by_hand(target, time.time() + 60)
+    arm_by_hand(target, 60)
     assert target.due(now=True) and not target.due(now=False)
-    arm_by_hand(target, time.time() - 1)
+    arm_by_hand(target, -1)
     assert target.due(now=False)
+
+
+@pytest.mark.parametrize(
+    ("left", "clock", "due"),
+    [
+        (30, {"deadline": 0}, False),  # the clock was set forward meanwhile
+        (-1, {"deadline": 4e9}, True),  # ... or back
+        (30, {"boot": "another"}, False),  # after a reboot there is only the clock
+        (-1, {"boot": "another"}, True),
+        (30, {"boot": "another", "deadline": 4e9}, True),  # ... which cannot be trusted if it went back
+    ],
+)
+def test_a_clock_that_is_set_meanwhile_does_not_keep_the_operator_out(
+    target: Any, left: float, clock: dict[str, Any], due: bool
+) -> None:
+    arm_by_hand(target, left, **clock)
+    assert target.due(now=False) == due
+
+
+def test_what_cannot_be_armed_does_not_stay_armed(target: Any, program: Callable[[str, str], None]) -> None:
+    program("systemctl", "echo no such unit >&2; exit 1")
+    with pytest.raises(SystemExit, match="no such unit"):
+        target.arm(60)
+    assert not target.armed()
 
 
 def test_going_back_keeps_what_other_tasks_wrote_down_meanwhile(
