@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import database
 from geoip import Atlas, Place
-from iptables_line import Event, Unparsed, epoch, parse, parse_usual
+from iptables_line import Event, Unparsed, epoch, minutes, parse, usual_fields
 
 CHUNK = 1 << 20  # bytes of log for one transaction: about 4,000 lines
 KEPT_UNPARSED = 10_000
@@ -168,18 +168,33 @@ class Collector:
         texts: list[bytes] = []
         unparsed: list[Any] = []
         known = self.sources
-        for line in lines:
-            usual = parse_usual(line)
-            if usual and (source := known.get(usual[1])):
-                ts, _, source_port, target_port, ttl, window = usual
-                rows.append((ts, source[1], source[0], None, source_port, target_port, ttl, window))
-                texts.append(line)
-                continue
+        for line, usual in zip(lines, usual_fields(lines), strict=True):
+            if usual:
+                minute, second, zone, printed, ttl, source_port, target_port, window = usual
+                start, source = minutes.get(minute + zone), known.get(printed)
+                if (
+                    start is not None and source is not None
+                ):  # nearly always, so this is all there is to a line
+                    ts = start + int(second)
+                    rows.append(
+                        (
+                            ts,
+                            source[1],
+                            source[0],
+                            None,
+                            int(source_port),
+                            int(target_port),
+                            int(ttl),
+                            int(window),
+                        )
+                    )
+                    texts.append(line)
+                    continue
             event = parse(line, now)
             if isinstance(event, Unparsed):
                 unparsed.append((int(now), event.reason, line[:4096]))
                 continue
-            source = self.source(event, usual[1] if usual else b"")
+            source = self.source(event, usual[3] if usual else b"")
             protocol = None if event.protocol == "TCP" else event.protocol
             row = (
                 event.ts,

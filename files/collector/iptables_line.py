@@ -41,11 +41,14 @@ PACKET = re.compile(
     rb"(?:MAC\w*=\S* )*SRC=([0-9a-f.:]+) DST=\S+ LEN=\d+ "
     rb"[^\[]*?(?:TTL|HOPLIMIT)=(\d+) [^\[]*?PROTO=(\w+)(?: SPT=(\d+) DPT=(\d+))?(?:[^\[]*? WINDOW=(\d+))?"
 )
-# What nearly every line looks like: a TCP packet, tried first since it is matched four times as fast.
-USUAL = re.compile(
-    rb"^(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}\S+) \S+ \S+: [^=\[]*IN=\S+ OUT= MAC=\S* SRC=(\S+) DST=\S+ LEN=\d+ (?:TOS=\S+ PREC=\S+ TTL|TC=\d+ HOPLIMIT)"
-    rb"=(\d{1,3}) (?:ID|FLOWLBL)=\d+ (?:DF )?PROTO=TCP SPT=(\d{1,5}) DPT=(\d{1,5}) WINDOW=(\d{1,5}) "
+# What nearly every line looks like: a TCP packet. Groups: date to minute, second, zone; source, TTL, ports, window.
+_USUAL = (
+    rb"^(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:)([0-5]\d)\.\d{6}(\S+) \S+ \S+: [^=\[\n]*IN=\S+ OUT= MAC=\S* "
+    rb"SRC=(\S+) DST=\S+ LEN=\d+ (?:TOS=\S+ PREC=\S+ TTL|TC=\d+ HOPLIMIT)=(\d{1,3}) (?:ID|FLOWLBL)=\d+ (?:DF )?"
+    rb"PROTO=TCP SPT=(\d{1,5}) DPT=(\d{1,5}) WINDOW=(\d{1,5}) "
 )
+USUAL = re.compile(_USUAL)
+USUAL_LINES = re.compile(_USUAL + rb".*$", re.MULTILINE)
 REPEATED = re.compile(rb"message repeated (\d+) times: \[ ?")
 BSD = re.compile(rb"^[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d$")
 LONGEST = 8192  # a longer line is not from the kernel
@@ -53,32 +56,35 @@ MOST_REPEATS = 100_000  # rsyslog counts to far less; more is a forged line
 
 MOST_CACHED = 20_000
 
-_minutes: dict[bytes, int] = {}  # date, hour, minute and zone of a stamp → epoch of that minute
+minutes: dict[bytes, int] = {}  # date, hour, minute and zone of a stamp → epoch of that minute
+Fields = tuple[bytes, ...]  # the groups of USUAL
 _addresses: dict[bytes, str] = {}  # as the kernel prints it → as everybody else does
 
 
 def parse(line: bytes, now: float | None = None) -> Event | Unparsed:
     """One line without its newline. `now` (epoch) tells the year of a BSD stamp, which has none."""
-    if usual := parse_usual(line):
-        ts, source, source_port, target_port, ttl, window = usual
-        if address := _addresses.get(source) or address_of(source):
-            return Event(ts, address, "TCP", source_port, target_port, ttl, window)
+    found = USUAL.match(line)
+    if found and (usual := usual_event(found.groups())):
+        return usual
     return parse_any(line, now)
 
 
-def parse_usual(line: bytes) -> tuple[int, bytes, int, int, int, int] | None:
-    """(ts, source as printed, source port, target port, TTL, window) of a usual line; None leaves it to `parse`.
+def usual_event(fields: Fields) -> Event | None:
+    """The event of a usual line; None leaves it to `parse_any`."""
+    minute, second, zone, source, ttl, source_port, target_port, window = fields
+    ts = epoch(minute + second + zone)
+    address = _addresses.get(source) or address_of(source)
+    if ts is None or address is None:
+        return None
+    return Event(ts, address, "TCP", int(source_port), int(target_port), int(ttl), int(window))
 
-    A minute is looked up, not converted: `parse` has put it there when it met the first line of that minute.
-    """
-    found = USUAL.match(line)
-    if not found:
-        return None
-    stamp, source, ttl, source_port, target_port, window = found.groups()
-    minute = _minutes.get(stamp[:17] + stamp[26:])
-    if minute is None:
-        return None
-    return minute + int(stamp[17:19]), source, int(source_port), int(target_port), int(ttl), int(window)
+
+def usual_fields(lines: list[bytes]) -> list[Fields] | list[Fields | None]:
+    """The fields of each line, None for an unusual one. One search for all is a third faster than one for each."""
+    found: list[Fields] = USUAL_LINES.findall(b"\n".join(lines))
+    if len(found) == len(lines):
+        return found
+    return [match.groups() if (match := USUAL.match(line)) else None for line in lines]
 
 
 def parse_any(line: bytes, now: float | None) -> Event | Unparsed:
@@ -141,7 +147,7 @@ def epoch(stamp: bytes, now: float | None = None) -> int | None:
         if seconds > 60:
             return None
         key = stamp[:17] + stamp[19:].lstrip(b".0123456789")
-        minute = _minutes.get(key)
+        minute = minutes.get(key)
         return (rfc3339_minute(key) if minute is None else minute) + seconds
     except (ValueError, OverflowError):
         return None
@@ -153,10 +159,10 @@ def rfc3339_minute(key: bytes) -> int:
     moment = datetime.fromisoformat(f"{key[:17].decode('ascii')}00{zone}")
     if moment.tzinfo is None:
         raise ValueError("no time zone")
-    if len(_minutes) >= MOST_CACHED:
-        _minutes.clear()
-    _minutes[key] = int(moment.timestamp())
-    return _minutes[key]
+    if len(minutes) >= MOST_CACHED:
+        minutes.clear()
+    minutes[key] = int(moment.timestamp())
+    return minutes[key]
 
 
 def bsd(stamp: bytes, now: float | None) -> int:
