@@ -52,8 +52,9 @@ def check(c: Context) -> None:
 def test(c: Context, fast: bool = False, releases: str = "trixie") -> None:
     """Check, then test everything: units, then every task on real boxes."""
     check(c)
-    suites = "tests/unit" if fast else "tests/unit tests/container -n 2 --dist loadfile"
-    if not run(c, f"pytest -q {suites}", BOX_RELEASES=releases):
+    # The tests of one module share a box, so a module stays on one worker.
+    suites = "tests/unit" if fast else "tests/unit tests/container --dist loadfile"
+    if not run(c, f"pytest -q -n 2 {suites}", BOX_RELEASES=releases):
         raise Exit("test: no", code=1)
 
 
