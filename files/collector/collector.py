@@ -171,14 +171,17 @@ class Collector:
         for line, usual in zip(lines, usual_fields(lines), strict=True):
             if usual:
                 minute, second, zone, printed, ttl, source_port, target_port, window = usual
-                start, source = minutes.get(minute + zone), known.get(printed)
+                source = known.get(printed)
+                start = minutes.get(minute + zone)
+                if start is None:
+                    start = epoch(minute + b"00" + zone)
                 if (
                     start is not None and source is not None
                 ):  # nearly always, so this is all there is to a line
-                    ts = start + int(second)
+                    at = start + int(second)
                     rows.append(
                         (
-                            ts,
+                            at,
                             source[1],
                             source[0],
                             None,
