@@ -204,6 +204,7 @@ def start_relay(engine: DockerClient, tools: str, name: str) -> None:
             "NET_ADMIN",  # to give it addresses, and the box routes to them
             "NET_RAW",  # to send SYNs
         ],
+        cpu_shares=10 * 1024,  # ten times a box: niceness counts within a container only
         security_opt=["seccomp=unconfined", "apparmor=unconfined"],
         devices=["/dev/kmsg:/dev/kmsg:r"],
         volumes={f"{container_name(name)}-kmsg": {"bind": "/.box", "mode": "rw"}},

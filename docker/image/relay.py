@@ -8,19 +8,21 @@ as the relay listens.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import ipaddress
 import json
 import os
 import re
+import select
 import subprocess
 import time
 
 PIPE, OVERRUNS = "/.box/kmsg", "/.box/overruns"
 DST = re.compile(rb" DST=([0-9a-f.:]+) ")
 F_SETPIPE_SZ = 1031
-RING = 1024 * 1024  # what any process may have; a flood is to show the limits of the box, not ours
+MOST = 8 * 1024 * 1024  # bytes, or 40,000 lines: a flood is to show the limits of the box, not ours
 
 
 def addresses() -> set[bytes]:
@@ -62,30 +64,61 @@ def note(lost: int) -> None:
         file.write(str(lost))
 
 
+class Relay:
+    """Reads what the kernel logs as soon as it does, and keeps what the box has not read yet, up to `MOST` bytes."""
+
+    def __init__(self) -> None:
+        self.pipe = os.open(
+            PIPE, os.O_RDWR | os.O_NONBLOCK
+        )  # to read, too: a daemon that restarts loses nothing
+        fcntl.fcntl(self.pipe, F_SETPIPE_SZ, 1024 * 1024)
+        self.kmsg = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        os.lseek(self.kmsg, 0, os.SEEK_END)
+        self.own, self.unread = Own(), bytearray()
+        self.lost, self.expected = 0, 0
+        note(0)
+
+    def read(self) -> None:
+        """Take up to 100 records, as many as there are."""
+        for _ in range(100):
+            try:
+                self.take(os.read(self.kmsg, 8192))
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.EPIPE:
+                    raise
+                # Overwritten before we read it: the next record's number tells how many.
+
+    def take(self, record: bytes) -> None:
+        number, destination, line = entry(record)
+        if self.expected and number > self.expected:
+            self.lost += number - self.expected
+            note(self.lost)
+        self.expected = number + 1
+        if destination and destination in self.own:
+            self.unread += line
+
+    def write(self) -> None:
+        """Give the box as much as its pipe takes now."""
+        with contextlib.suppress(BlockingIOError):
+            del self.unread[: os.write(self.pipe, self.unread)]
+
+
 def main() -> None:
-    os.nice(-15)  # the kernel's ring lasts 20 ms in a flood
     while not os.path.exists(PIPE):
         time.sleep(0.02)
-    pipe = os.open(PIPE, os.O_RDWR)  # reading end too: a daemon that restarts finds what came meanwhile
-    fcntl.fcntl(pipe, F_SETPIPE_SZ, RING)
-    kmsg = os.open("/dev/kmsg", os.O_RDONLY)
-    os.lseek(kmsg, 0, os.SEEK_END)
-    own, lost, expected = Own(), 0, 0
-    note(lost)
+    os.nice(-15)  # in a flood the kernel's ring lasts 20 ms
+    relay = Relay()
     while True:
-        try:
-            record = os.read(kmsg, 8192)
-        except OSError as error:
-            if error.errno != errno.EPIPE:
-                raise
-            continue  # overwritten before we read it; the next record's number tells how many
-        number, destination, line = entry(record)
-        if expected and number > expected:
-            lost += number - expected
-            note(lost)
-        expected = number + 1
-        if destination and destination in own:
-            os.write(pipe, line)  # waits while the box does not read, as the kernel's own queue would
+        # A box that does not read for long makes us wait, as the kernel's own queue would.
+        read = [relay.kmsg] if len(relay.unread) < MOST else []
+        write = [relay.pipe] if relay.unread else []
+        readable, writable, _ = select.select(read, write, [])
+        if readable:
+            relay.read()
+        if writable:
+            relay.write()
 
 
 if __name__ == "__main__":
