@@ -19,10 +19,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from io import BufferedReader
+from typing import Any
 
 import database
-from geoip import Atlas, Place
+from geoip import NOWHERE, Atlas, Place
 from iptables_line import Event, Unparsed, epoch, minutes, parse, usual_fields
 
 CHUNK = 1 << 20  # bytes of log for one transaction: about 4,000 lines
@@ -51,6 +52,10 @@ class LogFile:
     path: str
 
 
+LogReader = BufferedReader | gzip.GzipFile
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
 class RotatedError(Exception):
     """Between looking and opening, a log became another file: look again."""
 
@@ -63,6 +68,7 @@ class Collector:
         self.sources: dict[bytes, tuple[int, int]] = {}  # address as printed → (source id, place id)
         self.places: dict[Place, int] = {}
         self.first_lines: dict[str, tuple[tuple[int, int, int], bytes]] = {}
+        self.damaged: set[bytes] = set()  # first lines of archives that were said to be damaged
         self.first: bytes = b""
         self.offset = 0
         self.go_back()
@@ -77,6 +83,7 @@ class Collector:
 
     def step(self) -> int:
         """Read on to the end of all files; gives the number of lines taken."""
+        self.go_back()  # whatever broke the last step off, what is not in the database is read again
         if self.atlas.changed():
             self.atlas = Atlas(self.options.geo)
             self.forget_ids()
@@ -85,19 +92,26 @@ class Collector:
         for file in self.to_read():
             if file.first != self.first:
                 self.first, self.offset = file.first, 0
-            for lines in self.chunks(file):
-                self.wait_for_room()
-                self.store(lines)
-                taken += len(lines)
+            try:
+                for lines in self.chunks(file):
+                    self.wait_for_room()
+                    self.store(lines)
+                    taken += len(lines)
+            except DAMAGED as error:  # what was readable is in; what follows must not wait for the rest
+                if file.first not in self.damaged:
+                    print(f"{file.path} is damaged, its rest is left out: {error}", flush=True)
+                self.damaged.add(file.first)
         return taken
 
     def to_read(self) -> list[LogFile]:
         """The file we are in and all that came after it, in order."""
         files: dict[bytes, LogFile] = {}
-        for path in glob.glob(glob.escape(self.options.log) + "*"):
+        paths = glob.glob(glob.escape(self.options.log) + "*")
+        # A plain file comes before the .gz of it, which may still be being written.
+        for path in sorted(paths, key=lambda path: path.endswith(".gz")):
             try:
                 first = self.first_line(path)
-            except (OSError, EOFError, zlib.error):
+            except (OSError, *DAMAGED):
                 continue  # just renamed, or a .gz that is still being written
             if first:
                 live = path == self.options.log
@@ -113,7 +127,7 @@ class Collector:
         return [file for file in ordered if file.live or (file.at, micros(file.first)) >= since]
 
     def first_line(self, path: str) -> bytes:
-        """The first line of a log file if it is complete, else nothing. Read again only if the file changed."""
+        """The first line of a log file, cut at 4096 bytes; nothing while it is incomplete. Read again only if the file changed."""
         info = os.stat(path)
         compressed = path.endswith(".gz")
         mark = (info.st_ino, info.st_mtime_ns if compressed else 0, min(info.st_size, 4096))
@@ -123,7 +137,7 @@ class Collector:
             return known[1]
         with opened(path) as file:
             line = file.readline(4096)
-        first = line if line.endswith(b"\n") else b""
+        first = line if line.endswith(b"\n") or len(line) == 4096 else b""
         self.first_lines[path] = (mark, first)
         return first
 
@@ -133,15 +147,16 @@ class Collector:
             if file.readline(4096) != log.first:
                 raise RotatedError(log.path)
             file.seek(self.offset)
-            while chunk := file.read(CHUNK):
+            rest = b""
+            while more := filled(file):
+                chunk = rest + more
                 end = chunk.rfind(b"\n") + 1
-                if not end:
-                    if len(chunk) < CHUNK:
-                        return  # the last line is still being written
+                if not end and len(chunk) >= CHUNK:
                     end = len(chunk)  # a line without end: taken in pieces, all of them unparsed
-                self.offset += end
-                file.seek(self.offset)
-                yield chunk[:end].split(b"\n")[:-1] if chunk[end - 1] == 10 else [chunk[:end]]
+                rest = chunk[end:]  # a line that is still being written, or goes on in the next chunk
+                if end:
+                    self.offset += end
+                    yield chunk[:end].split(b"\n")[:-1] if chunk[end - 1] == 10 else [chunk[:end]]
 
     # --- rows ------------------------------------------------------------------------------------------------
 
@@ -248,6 +263,9 @@ class Collector:
     def source(self, event: Event, printed: bytes) -> tuple[int, int]:
         """(source id, place id) of an event; located when its source is seen for the first time."""
         row = self.db.execute("SELECT id, place FROM source WHERE address = ?", (event.source,)).fetchone()
+        if row and row[1] == self.place(NOWHERE):  # perhaps a GeoIP database came meanwhile
+            row = (row[0], self.place(self.atlas.locate(event.source)))
+            self.db.execute("UPDATE source SET place = ?2 WHERE id = ?1", row)
         if not row:
             place = self.place(self.atlas.locate(event.source))
             cursor = self.db.execute(
@@ -308,10 +326,15 @@ class Collector:
         """Forget what is too old, and the oldest while the database is too large."""
         self.forget(int(time.time()) - self.options.retention_days * 86400)
         while self.used_bytes() > self.options.retention_bytes:
-            oldest = self.db.execute("SELECT min(ts) FROM event").fetchone()[0]
+            # Two queries: each by itself SQLite takes from the end of the index.
+            oldest, newest = self.db.execute(
+                "SELECT (SELECT min(ts) FROM event), (SELECT max(ts) FROM event)"
+            ).fetchone()
             if oldest is None:
                 break
-            self.forget(oldest - oldest % 86400 + 86400)
+            # By hours in the end: a flood of today must not cost all of today.
+            step = 86400 if newest - oldest > 2 * 86400 else 3600
+            self.forget(oldest - oldest % step + step)
         self.db.execute("PRAGMA incremental_vacuum")
 
     def used_bytes(self) -> int:
@@ -330,11 +353,8 @@ class Collector:
         self.db.execute("DELETE FROM event WHERE ts < ?", (before,))
         self.db.execute("DELETE FROM hour WHERE hour < ?", (before,))
         kept = self.db.execute("SELECT min(id) FROM event").fetchone()[0]
-        everything = self.db.execute("SELECT max(first) + 1 FROM line").fetchone()[0] or 0
-        self.db.execute(
-            "DELETE FROM line WHERE first + count <= ?",
-            (kept if kept is not None else everything + FULL_BLOCK,),
-        )
+        # Without events, ids begin anew: then no old text may stay, or it would be taken for theirs.
+        self.db.execute("DELETE FROM line WHERE ?1 IS NULL OR first + count <= ?1", (kept,))
         self.db.execute("DELETE FROM source WHERE id NOT IN (SELECT source FROM event)")
         self.db.execute("COMMIT")
         self.forget_ids()
@@ -354,8 +374,22 @@ class Collector:
             time.sleep(poll)
 
 
-def opened(path: str) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+def opened(path: str) -> LogReader:
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+
+
+def filled(file: LogReader) -> bytes:
+    """The next CHUNK bytes, fewer before the end or before damage; at damage itself one of DAMAGED is raised."""
+    parts: list[bytes] = []
+    room = CHUNK
+    try:
+        while room and (part := file.read1(room)):
+            parts.append(part)
+            room -= len(part)
+    except DAMAGED:
+        if not parts:
+            raise
+    return b"".join(parts)
 
 
 def stamp_of(line: bytes) -> bytes:

@@ -17,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import mmdb
 import pytest
 from collector import Collector, Options, RotatedError
 from geoip import NOWHERE, Place, place_of
@@ -346,3 +347,90 @@ def test_a_clock_that_is_set_back_over_a_rotation_loses_no_line(bench: Bench) ->
     bench.again()
     bench.collector.step()
     bench.whole([*before, *after])
+
+
+def test_a_damaged_archive_costs_only_what_is_damaged(bench: Bench) -> None:
+    lines = made(4000)
+    packed = gzip.compress(b"".join(lines[:3000]))
+    Path(f"{bench.log}.2.gz").write_bytes(packed[: len(packed) // 2])
+    bench.write(lines[3000:3500], "iptables.log.1")
+    bench.write(lines[3500:])
+    bench.collector.step()
+    taken = bench.texts()
+    assert taken[-1000:] == lines[3000:] and len(taken) > 1000 and taken[:-1000] == lines[: len(taken) - 1000]
+    assert bench.collector.step() == 0
+
+
+def test_an_archive_that_is_still_being_written_is_read_from_its_original(bench: Bench) -> None:
+    lines = made(3000)
+    bench.write(lines[:2000], "iptables.log.1")
+    bench.write(lines[2000:])
+    packed = gzip.compress(b"".join(lines[:2000]))
+    Path(f"{bench.log}.1.gz").write_bytes(packed[: len(packed) // 2])
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_a_first_line_of_any_length_does_not_hide_the_rest(bench: Bench) -> None:
+    lines = made(3)
+    bench.write([b"x" * 9000 + b"\n", *lines])
+    bench.collector.step()
+    bench.write(more := made(2, seed=2))
+    bench.collector.step()
+    bench.whole([*lines, *more])
+
+
+def test_a_pause_that_cannot_even_be_noted_loses_no_line(bench: Bench) -> None:
+    lines = made(20)
+    bench.write(lines)
+    bench.again(free_bytes=1 << 60)
+    bench.collector.db.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(bench.db, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        bench.collector.step()
+    other.execute("ROLLBACK")
+    other.close()
+    bench.collector.options = Options(**{**vars(bench.options), "free_bytes": 0})
+    bench.collector.step()
+    bench.whole(lines)
+
+
+def test_after_everything_was_forgotten_texts_are_those_of_the_new_lines(bench: Bench) -> None:
+    bench.write(made(4000, start=int(time.time()) - 10 * 86400))
+    bench.collector.step()
+    bench.again(retention_days=1)
+    bench.collector.retain()
+    new = made(10, seed=2, start=int(time.time()) - 60)
+    bench.write(new)
+    bench.collector.step()
+    bench.whole(new)
+
+
+def test_a_flood_of_one_day_leaves_its_newest_hours(bench: Bench) -> None:
+    start = int(time.time()) // 86400 * 86400 - 86400
+    for hour in range(20):
+        bench.write(made(300, seed=hour, start=start + hour * 3600))
+    bench.collector.step()
+    bench.again(retention_bytes=bench.collector.used_bytes() // 2)
+    bench.collector.retain()
+    assert bench.collector.used_bytes() <= bench.options.retention_bytes
+    assert bench.one("SELECT count(*) FROM event") >= 300
+
+
+def test_a_geoip_database_that_comes_later_locates_old_sources_too(bench: Bench) -> None:
+    lines = made(40)
+    bench.write(lines[:20])
+    bench.collector.step()
+    assert bench.collector.db.execute("SELECT DISTINCT country FROM place").fetchall() == [("",)]
+    (bench.log.parent / "geo").mkdir()
+    flat = {"country_code": "IS", "city": "Reykjavik", "latitude": 64.1, "longitude": -21.9}
+    mmdb.write(
+        bench.log.parent / "geo" / "test.mmdb", {"0.0.0.0/1": flat, "128.0.0.0/1": flat, "2000::/3": flat}
+    )
+    bench.write(lines[20:])
+    bench.collector.step()
+    bench.whole(lines)
+    where = "SELECT count(*) FROM event JOIN place ON place.id = event.place WHERE country = "
+    assert (bench.one(f"{where} ''"), bench.one(f"{where} 'IS'")) == (20, 20)
+    assert bench.one("SELECT value FROM meta WHERE key = 'geo_kinds'") == "Test-City"
