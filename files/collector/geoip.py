@@ -25,7 +25,7 @@ NOWHERE = Place("", "", None, None)
 
 
 # Each lookup leaves pages of the mapped files in our memory; opening them anew gives those back.
-REOPEN_AFTER = 2_000
+REOPEN_AFTER = 500
 
 
 class Atlas:
@@ -52,6 +52,13 @@ class Atlas:
                 continue
             found.append((path, info.st_ino, info.st_mtime_ns))
         return found
+
+    def contents(self) -> list[tuple[str, int]]:
+        """(name, when it was built) of each database: the same data, pushed again, are the same."""
+        return [
+            (str(reader.metadata().database_type), int(reader.metadata().build_epoch))
+            for reader in self.readers
+        ]
 
     def changed(self) -> bool:
         return self.files() != self.seen

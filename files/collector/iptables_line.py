@@ -41,14 +41,15 @@ PACKET = re.compile(
     rb"(?:MAC\w*=\S* )*SRC=([0-9a-f.:]+) DST=\S+ LEN=\d+ "
     rb"[^\[]*?(?:TTL|HOPLIMIT)=(\d+) [^\[]*?PROTO=(\w+)(?: SPT=(\d+) DPT=(\d+))?(?:[^\[]*? WINDOW=(\d+))?"
 )
-# What nearly every line looks like: a TCP packet. Groups: date to minute, second, zone; source, TTL, ports, window.
+# What nearly every line looks like: a TCP packet. Groups: date to hour, minute and second, zone; source, TTL, ports, window.
 _USUAL = (
-    rb"^(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:)([0-5]\d)\.\d{6}(\S+) \S+ \S+: [^=\[\n]*IN=\S+ OUT= MAC=\S* "
+    rb"^(\d{4}-\d\d-\d\dT\d\d):([0-5]\d:[0-5]\d)\.\d{6}(\S+) \S+ \S+: (?:\[ *\d+\.\d{6}\] )?[^=\[\n]*IN=\S+ OUT= MAC=\S* "
     rb"SRC=(\S+) DST=\S+ LEN=\d+ (?:TOS=\S+ PREC=\S+ TTL|TC=\d+ HOPLIMIT)=(\d{1,3}) (?:ID|FLOWLBL)=\d+ (?:DF )?"
     rb"PROTO=TCP SPT=(\d{1,5}) DPT=(\d{1,5}) WINDOW=(\d{1,5}) "
 )
 USUAL = re.compile(_USUAL)
 USUAL_LINES = re.compile(_USUAL + rb".*$", re.MULTILINE)
+SECONDS = {b"%02d:%02d" % divmod(second, 60): second for second in range(3600)}
 REPEATED = re.compile(rb"message repeated (\d+) times: \[ ?")
 BSD = re.compile(rb"^[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d$")
 LONGEST = 8192  # a longer line is not from the kernel
@@ -56,8 +57,8 @@ MOST_REPEATS = 100_000  # rsyslog counts to far less; more is a forged line
 
 MOST_CACHED = 20_000
 
-minutes: dict[bytes, int] = {}  # date, hour, minute and zone of a stamp → epoch of that minute
 Fields = tuple[bytes, ...]  # the groups of USUAL
+hours: dict[bytes, int] = {}  # date, hour and zone of a stamp → epoch of that hour
 _addresses: dict[bytes, str] = {}  # as the kernel prints it → as everybody else does
 
 
@@ -71,12 +72,13 @@ def parse(line: bytes, now: float | None = None) -> Event | Unparsed:
 
 def usual_event(fields: Fields) -> Event | None:
     """The event of a usual line; None leaves it to `parse_any`."""
-    minute, second, zone, source, ttl, source_port, target_port, window = fields
-    ts = epoch(minute + second + zone)
+    hour, second, zone, source, *numbers = fields
+    ts = epoch(hour + b":" + second + zone)
     address = _addresses.get(source) or address_of(source)
-    if ts is None or address is None:
+    ttl, source_port, target_port, window = map(int, numbers)
+    if ts is None or address is None or ttl > 255 or max(source_port, target_port, window) > 65535:
         return None
-    return Event(ts, address, "TCP", int(source_port), int(target_port), int(ttl), int(window))
+    return Event(ts, address, "TCP", source_port, target_port, ttl, window)
 
 
 def usual_fields(lines: list[bytes]) -> list[Fields] | list[Fields | None]:
@@ -143,26 +145,26 @@ def epoch(stamp: bytes, now: float | None = None) -> int | None:
     try:
         if stamp[10:11] != b"T":
             return bsd(stamp, now)
-        seconds = int(stamp[17:19])
-        if seconds > 60:
+        minute, second = int(stamp[14:16]), int(stamp[17:19])
+        if minute > 59 or second > 60 or stamp[13:14] + stamp[16:17] != b"::":
             return None
-        key = stamp[:17] + stamp[19:].lstrip(b".0123456789")
-        minute = minutes.get(key)
-        return (rfc3339_minute(key) if minute is None else minute) + seconds
+        key = stamp[:13] + stamp[19:].lstrip(b".0123456789")
+        hour = hours.get(key)
+        return (rfc3339_hour(key) if hour is None else hour) + 60 * minute + second
     except (ValueError, OverflowError):
         return None
 
 
-def rfc3339_minute(key: bytes) -> int:
-    """Epoch of a minute with a zone, such as `2026-11-24T03:50:+00:00`."""
-    zone = key[17:].decode("ascii").replace("Z", "+00:00")
-    moment = datetime.fromisoformat(f"{key[:17].decode('ascii')}00{zone}")
+def rfc3339_hour(key: bytes) -> int:
+    """Epoch of an hour with a zone, such as `2026-11-24T03+00:00`."""
+    zone = key[13:].decode("ascii").replace("Z", "+00:00")
+    moment = datetime.fromisoformat(f"{key[:13].decode('ascii')}:00:00{zone}")
     if moment.tzinfo is None:
         raise ValueError("no time zone")
-    if len(minutes) >= MOST_CACHED:
-        minutes.clear()
-    minutes[key] = int(moment.timestamp())
-    return minutes[key]
+    if len(hours) >= MOST_CACHED:
+        hours.clear()
+    hours[key] = int(moment.timestamp())
+    return hours[key]
 
 
 def bsd(stamp: bytes, now: float | None) -> int:

@@ -22,19 +22,16 @@ IN_SPAN = "FROM event WHERE ts >= :since AND ts < :until"
 
 
 def report(db: sqlite3.Connection, since: int, until: int, limit: int) -> dict[str, Any]:
+    database.tally(db, since, until)
     span = {"since": since, "until": until, "limit": limit}
 
     def rows(sql: str) -> list[Any]:
         return db.execute(sql, span).fetchall()
 
     families = dict(
-        rows(
-            f"SELECT instr(address, ':') > 0, sum(n) FROM (SELECT source, count(*) AS n {IN_SPAN} GROUP BY source) JOIN source ON id = source GROUP BY 1"
-        )
+        rows("SELECT instr(address, ':') > 0, sum(events) FROM tally JOIN source ON id = source GROUP BY 1")
     )
     meta = dict(rows("SELECT key, value FROM meta"))
-    by_place = f"(SELECT place, count(*) AS n {IN_SPAN} GROUP BY place)"
-    by_source = f"(SELECT source, count(*) AS n {IN_SPAN} GROUP BY source)"
     return {
         "since": since,
         "until": until,
@@ -45,21 +42,21 @@ def report(db: sqlite3.Connection, since: int, until: int, limit: int) -> dict[s
         "countries": [
             {"code": code, "name": countries.name(code), "count": n}
             for code, n in rows(
-                f"SELECT country, sum(n) AS k FROM {by_place} JOIN place ON id = place GROUP BY country ORDER BY k DESC, country"
+                "SELECT country, sum(events) AS k FROM tally JOIN place ON id = place GROUP BY country ORDER BY k DESC, country"
             )
         ],
         "networks": [
             {"network": network, "code": code, "count": n}
             for network, code, n in rows(
-                f"SELECT network, max(country), sum(n) AS k FROM {by_source} t JOIN source s ON s.id = t.source"
+                "SELECT network, max(country), sum(events) AS k FROM tally t JOIN source s ON s.id = t.source"
                 " JOIN place p ON p.id = s.place GROUP BY network ORDER BY k DESC, network LIMIT :limit"
             )
         ],
         "sources": [
             {"address": address, "code": code, "city": city, "count": n}
             for address, code, city, n in rows(
-                f"SELECT address, country, city, n FROM {by_source} t JOIN source s ON s.id = t.source"
-                " JOIN place p ON p.id = s.place ORDER BY n DESC, address LIMIT :limit"
+                "SELECT address, country, city, sum(events) AS k FROM tally t JOIN source s ON s.id = t.source"
+                " JOIN place p ON p.id = s.place GROUP BY t.source ORDER BY k DESC, address LIMIT :limit"
             )
         ],
         "lines": last_lines(db, since, until, limit),
