@@ -29,7 +29,7 @@ from tests.bench.test_end_state import RESOURCES
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BIN = Path(sys.executable).parent
-ROUNDS = 5
+ROUNDS = 3
 LOCKS = ("ansible", "pyinfra")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "knockmap" / "bench"
 ENVIRONMENT = {
