@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import database
 from database import DAY, month_after, month_of
 from geoip import Atlas, Place
-from iptables_line import SECONDS, Event, Unparsed, hours, parse, usual_fields
+from iptables_line import SECONDS, Event, Fields, Unparsed, hours, parse, usual_event, usual_fields
 from log_files import LogFiles, Position
 
 KEPT_UNPARSED = 10_000
@@ -111,29 +111,52 @@ class Collector:
 
     def rows(self, lines: list[bytes], id: int, now: float) -> tuple[list[Row], list[bytes], list[Any]]:
         """Rows of `event` from `id` on, with the text of each; and rows of `unparsed`."""
-        rows: list[Row] = []
+        fields = usual_fields(lines)
+        usual_lines = [usual for usual in fields if usual]
+        rows = self.usual_rows(usual_lines, id) if len(usual_lines) == len(lines) else []
+        if rows:
+            return rows, lines, []
         texts: list[bytes] = []
         unparsed: list[Any] = []
-        known = self.sources
-        for line, usual in zip(lines, usual_fields(lines), strict=True):
-            if usual:
-                hour, second, zone, printed, ttl, source_port, target_port, window = usual
-                start, source = hours.get(hour + zone), known.get(printed)
-                if start is not None and source:  # nearly always, so this is all there is to a line
-                    ts, numbers = start + SECONDS[second], (int(source_port), int(target_port), int(window))
-                    rows.append((ts, id, source[1], source[0], None, *numbers, int(ttl)))
-                    texts.append(line)
-                    id += 1
-                    continue
+        for line, usual in zip(lines, fields, strict=True):
             event = parse(line, now)
             if isinstance(event, Unparsed):
                 unparsed.append((int(now), event.reason, line[:4096]))
                 continue
-            source = self.source(event, usual[3] if usual else b"")
+            source = self.sources.get(usual[3]) if usual else None
+            source = source or self.source(event, usual[3] if usual else b"")
             rows += [row_of(event, source, number) for number in range(id, id + event.times)]
             id += event.times
             texts += [line] * event.times
         return rows, texts, unparsed
+
+    def usual_rows(self, lines: list[Fields], id: int) -> list[Row]:
+        """The rows of usual lines; none if one cannot be. A flood spends its time here: little is done for a line."""
+        known, last = self.sources, b""
+        for fields in lines:
+            if fields[3] not in known or fields[0] != last:
+                last = fields[0]
+                if (event := usual_event(fields)) and fields[3] not in known:
+                    self.source(event, fields[3])
+        try:
+            return [
+                (
+                    hours[hour + zone] + SECONDS[second],
+                    number,
+                    (source := known[printed])[1],
+                    source[0],
+                    None,
+                    int(source_port),
+                    int(target_port),
+                    int(window),
+                    int(ttl),
+                )
+                for number, (hour, second, zone, printed, ttl, source_port, target_port, window) in enumerate(
+                    lines, id
+                )
+            ]
+        except KeyError:  # an hour or an address that cannot be, or so many sources that some were dropped
+            return []
 
     def add_up(self, rows: list[Row]) -> None:
         """The sums of these rows onto those that are there."""

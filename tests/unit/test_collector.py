@@ -514,3 +514,56 @@ def test_a_geoip_database_that_comes_later_locates_old_sources_too(bench: Bench)
     where = "SELECT count(*) FROM event JOIN place ON place.id = event.place WHERE country = "
     assert (bench.one(f"{where} ''"), bench.one(f"{where} 'IS'")) == (20, 20)
     assert bench.one("SELECT value FROM meta WHERE key = 'geo_kinds'") == "Test-City"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_order_of_writing_rotating_and_reading_loses_and_doubles_nothing(bench: Bench, seed: int) -> None:
+    """As logrotate may do it: by renaming or copying, compressed later, with a collector that looks at any moment."""
+    rng = random.Random(seed)
+    step = rng.choice([0.001, 3.0, 500.0])
+    lines = list(log.lines(120, sources=9, start=1_790_000_000, step=step, seed=seed))
+    lines = lines[60:] + lines[:60] if seed % 3 == 0 else lines  # the clock is set back
+    left, rotations = list(lines), 0
+    while left:
+        chosen = rng.choice(["write", "write", "read", "restart", "rename", "copy", "compress"])
+        rotated = bench.log.with_name(f"iptables.log-{rotations:03}")
+        if chosen == "write":
+            bench.write([left.pop(0) for _ in range(min(len(left), rng.randrange(1, 12)))])
+        elif chosen == "read":
+            bench.collector.step()
+        elif chosen == "restart":
+            bench.again()
+        elif chosen == "compress":
+            compress_one(bench, rng)
+        elif bench.log.exists():
+            rotations += 1
+            rotate(bench, rotated, chosen, rng)
+    bench.collector.step()
+    bench.again()
+    assert bench.collector.step() == 0
+    bench.whole(lines)
+
+
+def rotate(bench: Bench, rotated: Path, way: str, rng: random.Random) -> None:
+    if way == "rename":
+        bench.log.rename(rotated)
+        return
+    content = bench.log.read_bytes()
+    for size in (rng.randrange(len(content) + 1), len(content)):
+        rotated.write_bytes(content[:size])
+        if rng.random() < 0.5:
+            bench.collector.step()
+    os.truncate(bench.log, 0)
+
+
+def compress_one(bench: Bench, rng: random.Random) -> None:
+    plain = sorted(path for path in bench.log.parent.glob("iptables.log-*") if path.suffix != ".gz")
+    if not plain:
+        return
+    path = rng.choice(plain)
+    packed = gzip.compress(path.read_bytes())
+    for size in (rng.randrange(len(packed)), len(packed)):
+        Path(f"{path}.gz").write_bytes(packed[:size])
+        if rng.random() < 0.5:
+            bench.collector.step()
+    path.unlink()

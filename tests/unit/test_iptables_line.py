@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import calendar
 import os
+import re
 import time
+from datetime import datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,23 @@ def test_every_real_line_is_a_packet_or_says_why_not() -> None:
     why = [p.reason for p in parsed if isinstance(p, Unparsed)]
     assert sorted(why) == ["outgoing packet"] * 6
     assert all(b"IN= " in line for line, p in zip(LINES, parsed, strict=True) if isinstance(p, Unparsed))
+
+
+@pytest.mark.parametrize("line", LINES + OWN, ids=lambda line: line[:32].decode())
+def test_each_real_line_says_what_stands_in_it(line: bytes) -> None:
+    """By another way than the parser's: the words KEY=VALUE behind the last IN=, without what is in brackets."""
+    packet = line.decode()[line.rindex(b" IN=") :].split("[")[0]
+    said = dict(re.findall(r"(\w+)=(\S*)", packet))
+    found = parse(line)
+    if said["OUT"] and not said["IN"]:
+        assert found == Unparsed("outgoing packet")
+        return
+    assert isinstance(found, Event)
+    assert found.ts == datetime.fromisoformat(line.decode().split()[0][:19] + "+00:00").timestamp()
+    assert ip_address(found.source) == ip_address(said["SRC"]) and found.protocol == said["PROTO"]
+    assert found.ttl == int(said.get("TTL") or said["HOPLIMIT"])
+    numbers = (found.source_port, found.target_port, found.window)
+    assert numbers == tuple(int(said[key]) if key in said else None for key in ("SPT", "DPT", "WINDOW"))
 
 
 def test_all_lines_of_our_own_rule_are_tcp_to_port_22() -> None:
