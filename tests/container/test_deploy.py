@@ -99,7 +99,7 @@ def test_the_agent_stops_after_the_resource_at_hand_when_the_operator_dies(
     run.stdout.readline()
     run.kill()
     run.wait()
-    wait = "for i in $(seq 100); do pgrep -f 'python3 -I -S' >/dev/null || exit 0; sleep .1; done; exit 1"
+    wait = "for i in $(seq 100); do pgrep -f '[p]ython3 -I -S' >/dev/null || exit 0; sleep .1; done; exit 1"
     assert box.run(["sh", "-c", wait])[0] == 0
     assert fab(box, "iptables-log").rc == 0
     document = json.loads(fab(box, "iptables-log", "--json").out)

@@ -63,7 +63,7 @@ def test_an_operator_killed_after_any_stage_finds_the_old_port_again(
     kill_at(start(box, operator, tmp_path), stage)
     assert within(SECONDS + 15, box, 22)
     wait_until_reverted(box)
-    assert login(box, 22) and not login(box, 2222)
+    assert within(5, box, 22) and not login(box, 2222)
     assert box.run(["ls", "/etc/ssh/sshd_config.d"])[1].split() == ["50-cloud-init.conf"]
 
 

@@ -15,7 +15,7 @@ from .facts import QUESTIONS, fact
 from .files import Directory, File, Link, Secret
 from .item import Item, changed_ids
 from .journal import Journal
-from .machine import ask_ahead, at, forget_ahead, must, run
+from .machine import ask_ahead, at, forget_ahead, run
 from .packages import Package, apt_get, wait_for_locks
 from .rules import Rules
 from .units import Service, job_units
@@ -182,6 +182,7 @@ def preflight(job: dict[str, Any], wants: list[Want], journal: Journal) -> None:
         )
     if run("dpkg", "--audit").stdout.strip():
         wait_for_locks("target")
-        must("dpkg was interrupted before and could not be repaired", "dpkg", "--configure", "-a")
+        if run("dpkg", "--configure", "-a").returncode:  # a package that was unpacked without what it needs
+            apt_get("target", "install", "--fix-broken")
         emit("notice", text="an interrupted dpkg was repaired first (dpkg --configure -a)")
     apt_get("target", "install", "--download-only", *missing)

@@ -110,14 +110,15 @@ APT_CAUSES = (  # what apt prints -> what it means to the operator
 def apt_get(id: str, *argv: str) -> None:
     """Run apt-get with its output as progress; waits for locks, refreshes old package lists, explains failures."""
     wait_for_locks(id)
+    said = ""  # apt-get update may fail and still exit with 0: what it said names the cause of what follows
     if argv[0] == "install" and not lists_are_fresh():
-        apt_run(id, "update")
+        said += apt_run(id, "update")[1]
     rc, output = apt_run(id, *argv)
     if rc and argv[0] == "install":  # the lists can be older than the archive: look again, once
-        apt_run(id, "update")
+        said += apt_run(id, "update")[1]
         rc, output = apt_run(id, *argv)
     if rc:
-        raise Failure(f"apt-get {argv[0]} failed: {apt_cause(output)}", output)
+        raise Failure(f"apt-get {argv[0]} failed: {apt_cause(said + output)}", output)
 
 
 def apt_cause(output: str) -> str:
