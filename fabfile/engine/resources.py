@@ -204,7 +204,7 @@ class Secret(Resource):
 class Command(Resource):
     """An argv list that runs as root only while its guard says so: `unless` exits non-zero.
 
-    After it ran, the guard must succeed. `undo` is run by `fab undo` (with `undo_unless` no guard is needed).
+    After it ran, the guard must succeed. `undo` is what `fab undo` runs if we ever ran `argv`.
     """
 
     title: str
