@@ -17,13 +17,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import mmdb
 import pytest
 from collector import Collector, Options
 from database import DAY, tally
 from geoip import NOWHERE, Place, place_of
 
 from tests.bench import log
+from tests.unit import mmdb
 
 PROGRAM = Path(__file__).parents[2] / "files" / "collector" / "collector.py"
 

@@ -15,13 +15,13 @@ import paramiko
 import pytest
 from fabric import Config
 from paramiko import SSHConfig
-from ssh_server import SshServer, ed25519_key, private_key, serving
 
 from fabfile.engine import host_records
 from fabfile.engine.connection import VerifiedConnection
 from fabfile.engine.errors import HostKeyError, LoginError, UnreachableError
 from fabfile.engine.host_keys import HostKey, read
 from fabfile.settings import Settings
+from tests.unit.ssh_server import SshServer, ed25519_key, private_key, serving
 
 HOST = "127.0.0.1"
 

@@ -12,12 +12,12 @@ import pytest
 from fabric.config import Config
 from fabric.main import Fab
 from invoke.collection import Collection
-from ssh_server import SshServer, ed25519_key, serving
 
 from fabfile.engine import fleet, transport
 from fabfile.engine.errors import HostError, UsageError
 from fabfile.engine.report import Report, Result
 from fabfile.settings import Settings
+from tests.unit.ssh_server import SshServer, ed25519_key, serving
 
 Fabric = Callable[..., int]
 seen: list[dict[str, Any]] = []

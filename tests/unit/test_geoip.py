@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mmdb
 import pytest
 from geoip import NOWHERE, Atlas, Place
+
+from tests.unit import mmdb
 
 FLAT: dict[str, Any] = {"country_code": "SG", "city": "Singapore", "latitude": 1.29, "longitude": 103.85}
 NESTED: dict[str, Any] = {

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from fabric import Config
 from paramiko import SSHConfig
-from ssh_server import SshServer, freezing, serving
 
 from fabfile.engine import bootstrap, root_channel, transport
 from fabfile.engine.connection import VerifiedConnection
 from fabfile.engine.errors import AgentError, BootstrapError, ConnectionLostError, SudoError
 from fabfile.settings import Settings
+from tests.unit.ssh_server import SshServer, freezing, serving
 
 CHECK = {"mode": "check", "diff": False, "resources": []}
 APPLY = {**CHECK, "mode": "apply"}
