@@ -9,7 +9,7 @@ from typing import Any
 from fabric import Connection  # type: ignore[import-untyped]
 from invoke.collection import Collection
 
-from fabfile import scanners
+from fabfile import export, scanners
 from fabfile.engine import fleet
 from fabfile.engine.converge import undo as put_back
 from fabfile.engine.errors import UsageError
@@ -22,7 +22,7 @@ fleet.install(words={"undo": "--task"})
 
 # In order of application. Each is a module here, a folder under files/, a test module and a heading in the README.
 SENSOR = ("harden_ssh", "iptables_log", "syslog_route")
-STACKS = {"embedded": ("collector",), "elastic": ()}
+STACKS = {"embedded": ("collector", "dashboard"), "elastic": ()}
 TASKS = (*SENSOR, *STACKS["embedded"])
 
 
@@ -99,7 +99,7 @@ def undo(
 
 
 ns = Collection(deploy, undo)
-for module in (*modules.values(), scanners):
+for module in (*modules.values(), scanners, export):
     for found in vars(module).values():
         if isinstance(found, fleet.HostTask) and found.name not in ns.task_names:
             ns.add_task(found)

@@ -57,6 +57,11 @@ class Settings:
     collector_retention_days: int = 400
     collector_retention_megabytes: int = 1024
 
+    # Where the dashboard listens, on loopback.
+    dashboard_port: int = 8722
+    # A second page without login at /public/: sums and networks, no addresses, no lines.
+    public_page: bool = False
+
     # Which free GeoIP data `deploy` brings along; own .mmdb files (paths on the operator's machine) win.
     geo_source: Literal["dbip-city", "country", "none"] = "dbip-city"
     geo_databases: tuple[str, ...] = ()
@@ -87,6 +92,7 @@ _LIMITS: dict[str, tuple[Any, str]] = {
     "log_rotate_keep": _between(1, 365),
     "collector_retention_days": _between(1, 3650),
     "collector_retention_megabytes": _between(16, 1_000_000),
+    "dashboard_port": _between(1024, 65535),
     "geo_databases": (
         lambda paths: all(path.endswith(".mmdb") and Path(path).expanduser().is_file() for path in paths),
         "paths of .mmdb files that exist on this machine",

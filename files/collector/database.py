@@ -61,8 +61,9 @@ def writer(path: str) -> sqlite3.Connection:
     return db
 
 
-def reader(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+def reader(path: str, any_thread: bool = False) -> sqlite3.Connection:
+    """A connection that only reads. `any_thread`: whoever uses it sees to it that one does at a time."""
+    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=not any_thread)
 
 
 def month_of(ts: int) -> int:
