@@ -27,7 +27,7 @@ FORMATS = ("csv", "ndjson")
     },
 )
 def export(
-    c: Connection, since: str = "24h", format: str = "csv", where: tuple[str, ...] = (), output: str = ""
+    c: Connection, since: str = "24h", format: str = "csv", where: list[str] | None = None, output: str = ""
 ) -> str:
     """Save every event of a time span, with its log line, as CSV or NDJSON."""
     if format not in FORMATS:
@@ -36,7 +36,7 @@ def export(
     path = Path(output or f"scans-{host.replace('/', '_')}-{time.strftime('%Y%m%dT%H%M%S')}.{format}")
     if path.exists():
         raise UsageError(f"--output {path}: is there already, and is left as it is")
-    filters = [word for item in where for word in ("--where", item)]
+    filters = [word for item in where or [] for word in ("--where", item)]
     program = (
         "/usr/bin/python3",
         "-B",

@@ -130,14 +130,15 @@ class Answers:
         finally:
             self.turn.release()
 
-    def answer(self, key: Any, work: Callable[[sqlite3.Connection], Any]) -> Body:
+    def answer(self, key: Any, work: Callable[[sqlite3.Connection], Any], rows_only: bool = True) -> Body:
+        """`rows_only`: nothing but the database is asked."""
         with self.lock:
             while len(self.cached) >= CACHED and key not in self.cached:
                 self.cached.pop(next(iter(self.cached)))
             entry = self.cached.setdefault(key, Cached(threading.Lock()))
         with entry.lock:
             stamp = self.stamp()
-            if entry.body and (entry.stamp == stamp or time.monotonic() - entry.at < FRESH):
+            if entry.body and ((rows_only and entry.stamp == stamp) or time.monotonic() - entry.at < FRESH):
                 return entry.body
             entry.body = as_json(self.ask(work))
             entry.stamp, entry.at = stamp, time.monotonic()
@@ -265,11 +266,11 @@ class Dashboard:
 
     def live(self, asked: Asked, public: bool) -> Body:
         after = asked.number("after", 0)
-        key = (public, "live", after)
-        return self.answers.answer(
-            key,
-            lambda db: {**live(db, after, public), "chain": chain(db, self.options.log, self.options.counts)},
-        )
+
+        def work(db: sqlite3.Connection) -> dict[str, Any]:
+            return {**live(db, after, public), "chain": chain(db, self.options.log, self.options.counts)}
+
+        return self.answers.answer((public, "live", after), work, rows_only=False)
 
     def export(self, asked: Asked, start: StartResponse) -> Iterable[bytes]:
         """Streamed, page by page: each page within the limits, and one export at a time."""
