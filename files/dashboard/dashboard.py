@@ -8,7 +8,7 @@ GET {base}/api/live            new events and how the chain is                 a
 GET {base}/api/export          every event, as CSV or NDJSON                   since, until, where, format
 {base} is /map, and /public if that is on: the same without addresses, lines and export.
 
-No SQL comes from outside. An answer takes 2 s and 48 MB at most, or it is an error that says what to ask instead.
+No SQL comes from outside. An answer takes 2 s and 32 MB at most, or it is an error that says what to ask instead.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import json
 import mimetypes
+import queue
 import sqlite3
 import sys
 import threading
@@ -35,7 +36,7 @@ from query import BadRequest, Query, query, search
 from view import TooMuch, View
 
 SECONDS = 2.0  # for one answer
-MEMORY = 48 << 20  # for all of SQLite in this process
+MEMORY = 32 << 20  # for all of SQLite in this process
 AT_ONCE = 2  # answers that are worked on
 FRESH = 0.5  # seconds for which an answer does, while events pour in
 CACHED = 64  # answers
@@ -97,15 +98,11 @@ class Answers:
         self.path = path
         self.cached: dict[Any, Cached] = {}
         self.lock = threading.Lock()
-        self.turn = threading.Semaphore(AT_ONCE)
-        self.local = threading.local()
         self.watch: sqlite3.Connection | None = None
-
-    def database(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        if not hasattr(self.local, "db"):
-            self.local.db = connect(self.path)
-        return self.local.db  # type: ignore[no-any-return]
+        # Connections, or None for one that is not made yet: whoever has one works.
+        self.idle: queue.Queue[sqlite3.Connection | None] = queue.Queue()
+        for _ in range(AT_ONCE):
+            self.idle.put(None)
 
     def stamp(self) -> int:
         """A number that changes when the collector has stored something."""
@@ -116,10 +113,12 @@ class Answers:
 
     def ask(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
         """Run queries within the limits of time and memory. Raises BadRequest, TooMuch, Busy, sqlite3.Error."""
-        if not self.turn.acquire(timeout=SECONDS):
-            raise Busy
         try:
-            db = self.database()
+            db = self.idle.get(timeout=SECONDS)
+        except queue.Empty:
+            raise Busy from None
+        try:
+            db = db or connect(self.path)
             stop = time.monotonic() + SECONDS
             db.set_progress_handler(lambda: time.monotonic() > stop, 10_000)
             return work(db)
@@ -128,7 +127,9 @@ class Answers:
                 "that takes more memory than this small machine gives; choose a shorter span"
             ) from None
         finally:
-            self.turn.release()
+            if db:
+                db.execute("PRAGMA shrink_memory")
+            self.idle.put(db)
 
     def answer(self, key: Any, work: Callable[[sqlite3.Connection], Any], rows_only: bool = True) -> Body:
         """`rows_only`: nothing but the database is asked."""
@@ -146,9 +147,10 @@ class Answers:
 
 
 def connect(path: str) -> sqlite3.Connection:
-    db = database.reader(path)
+    db = database.reader(path, any_thread=True)
     db.execute(f"PRAGMA hard_heap_limit = {MEMORY}")
     db.execute("PRAGMA cache_size = -4000")
+    db.execute("PRAGMA temp.cache_size = -4000")
     return db
 
 
@@ -416,7 +418,7 @@ def main() -> None:
         Dashboard(given),
         host="127.0.0.1",
         port=given.port,
-        threads=8,
+        threads=6,
         connection_limit=200,
         channel_timeout=30,
         max_request_header_size=16384,

@@ -7,6 +7,7 @@ millions of events takes less than a second. See the tables in collector/databas
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -210,16 +211,13 @@ class View:
 
     def packets(self) -> dict[str, Any]:
         """What the newest packets tell of who sends them: TTL at the start, window size, source port."""
-        of_ttl: dict[Any, int] = {}
-        of_window: dict[Any, int] = {}
-        of_port: dict[Any, int] = {}
         sample = self.events("ttl, window, source_port", SAMPLE)
-        for ttl, window, port in sample:
-            start = None if ttl is None else initial_ttl(ttl)
-            of_ttl[start] = of_ttl.get(start, 0) + 1
-            of_window[window] = of_window.get(window, 0) + 1
-            of_port[port] = of_port.get(port, 0) + 1
-        return {"of": len(sample), "ttl": top(of_ttl), "window": top(of_window), "port": top(of_port)}
+        ttls, windows, ports = map(Counter, zip(*sample, strict=True)) if sample else (Counter(),) * 3
+        starts: Counter[int] = Counter()
+        for ttl, count in ttls.items():
+            if ttl is not None:
+                starts[initial_ttl(ttl)] += count
+        return {"of": len(sample), "ttl": top(starts), "window": top(windows), "port": top(ports)}
 
 
 def initial_ttl(ttl: int) -> int:
@@ -227,6 +225,6 @@ def initial_ttl(ttl: int) -> int:
     return next(start for start, (_, most) in TTLS.items() if ttl <= most)
 
 
-def top(counts: dict[Any, int]) -> list[list[int]]:
+def top(counts: Counter[Any]) -> list[list[int]]:
     known = [(value, count) for value, count in counts.items() if value is not None]
     return [list(item) for item in sorted(known, key=lambda item: (-item[1], item[0]))[:8]]

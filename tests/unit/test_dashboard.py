@@ -348,7 +348,7 @@ def test_any_text_as_a_question_or_a_path_is_answered(world: World, text: str, r
 def test_too_long_is_said_with_what_to_ask_instead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashboard, "SECONDS", -1.0)
     page = Page(Dashboard(Options(db=world.page.app.options.db)))
-    monkeypatch.setattr(page.app.answers.turn, "acquire", lambda timeout: True)
+    page.app.answers.idle.get = lambda timeout: None  # type: ignore[method-assign, assignment]
     answer = page.ask("view")
     assert answer.status == 503 and "shorter span" in answer.json["error"]
 
