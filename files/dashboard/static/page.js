@@ -141,7 +141,7 @@ function changed() {
 
 function controls() {
   for (const [range, text] of PRESETS) {
-    const choice = panels.element('button', {type: 'button', onclick: () => { setRange(range); $('picker').open = false; }}, text);
+    const choice = panels.element('button', {type: 'button', onclick: () => { setRange(range); $('picker').open = false; }}, text.replace('Last ', '').replace(/^\w/, letter => letter.toUpperCase()));
     choice.dataset.range = range;
     $('presets').append(choice);
   }
