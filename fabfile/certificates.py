@@ -1,0 +1,75 @@
+"""The operator's own certificate, looked through on the operator's machine before anything on a target changes."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabfile.settings import SettingError
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """`trusted`: this machine's own list of authorities leads to it, so browsers take it, too."""
+
+    trusted: bool
+
+
+def look_through(certificate: str, key: str) -> Certificate:
+    """Raises SettingError where Apache or a browser would refuse the two files."""
+    from cryptography import x509  # costs 100 ms, and only who has files of his own needs it
+
+    chain_file, key_file = Path(certificate).expanduser(), Path(key).expanduser()
+    try:
+        chain = x509.load_pem_x509_certificates(chain_file.read_bytes())
+    except ValueError:
+        raise SettingError(f"apache_certificate_file = {certificate!r}: no certificate in PEM form") from None
+    refuse_time(chain[0], certificate)
+    refuse_key(chain[0], key_file, key)
+    return Certificate(is_trusted(chain))
+
+
+def refuse_time(leaf: object, named: str) -> None:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    ends, begins = leaf.not_valid_after_utc, leaf.not_valid_before_utc  # type: ignore[attr-defined]
+    if ends < now:
+        raise SettingError(f"apache_certificate_file = {named!r}: it ended on {ends:%Y-%m-%d}; get a new one")
+    if begins > now:
+        raise SettingError(f"apache_certificate_file = {named!r}: it begins only on {begins:%Y-%m-%d}")
+
+
+def refuse_key(leaf: object, path: Path, named: str) -> None:
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except TypeError:
+        raise SettingError(
+            f"apache_key_file = {named!r}: it has a password, which nobody could type when Apache starts; "
+            "`openssl pkey -in FILE -out NEW` takes it away"
+        ) from None
+    except ValueError:
+        raise SettingError(f"apache_key_file = {named!r}: no private key in PEM form") from None
+    if key.public_key() != leaf.public_key():  # type: ignore[attr-defined]
+        raise SettingError(f"apache_key_file = {named!r}: it is not the key of apache_certificate_file")
+
+
+def is_trusted(chain: list[object]) -> bool:
+    """True if the certificate leads to one of this machine's authorities."""
+    from cryptography import x509
+    from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+    authorities = [x509.load_der_x509_certificate(der) for der in _authorities()]
+    with contextlib.suppress(VerificationError, ValueError):
+        verifier = PolicyBuilder().store(Store(authorities)).build_client_verifier()
+        verifier.verify(chain[0], chain[1:])  # type: ignore[arg-type]
+        return True
+    return False
+
+
+def _authorities() -> list[bytes]:
+    context = ssl.create_default_context()
+    return context.get_ca_certs(binary_form=True)
