@@ -33,13 +33,15 @@ from fabfile.settings import Settings
 FOLDER, STATE = "/usr/local/lib/knockmap/apache_proxy", "/var/lib/knockmap/apache"
 CERTIFICATE, USERS, FIREWALL = (f"{FOLDER}/{name}.py" for name in ("certificate", "users", "firewall"))
 APACHE = "/etc/apache2"
-# Those of the site, and what ssl and md need; a2enmod makes the same links.
-MODULES = (
+# What the site needs, and what these need: a2enmod makes the same links. Some come with the package.
+USUAL = (
     *("alias.conf", "alias.load", "auth_basic.load", "authn_core.load", "authn_file.load"),
     *("authz_core.load", "authz_user.load", "deflate.conf", "deflate.load", "filter.load"),
-    *("headers.load", "http2.conf", "http2.load", "lua.load", "mime.conf", "mime.load", "proxy.conf"),
-    *("proxy.load", "proxy_http.load", "rewrite.load", "setenvif.conf", "setenvif.load"),
-    *("socache_shmcb.load", "ssl.conf", "ssl.load"),
+    *("mime.conf", "mime.load", "setenvif.conf", "setenvif.load"),
+)
+MODULES = (
+    *("headers.load", "http2.conf", "http2.load", "lua.load", "proxy.conf", "proxy.load", "proxy_http.load"),
+    *("rewrite.load", "socache_shmcb.load", "ssl.conf", "ssl.load"),
 )
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -72,8 +74,12 @@ def tested(path: str, text: str) -> File:
 
 
 def modules(settings: Settings) -> tuple[Link, ...]:
+    folder = f"{APACHE}/mods-enabled"
     names = (*MODULES, "md.load") if settings.apache_certificate == "acme" else MODULES
-    return tuple(Link(f"{APACHE}/mods-enabled/{name}", f"../mods-available/{name}") for name in names)
+    usual = (
+        Link(f"{folder}/{name}", f"../mods-available/{name}", when=("apache", "there")) for name in USUAL
+    )
+    return (*usual, *(Link(f"{folder}/{name}", f"../mods-available/{name}") for name in names))
 
 
 def operators_files(settings: Settings) -> tuple[File, ...]:
@@ -92,7 +98,7 @@ def operators_files(settings: Settings) -> tuple[File, ...]:
 def trusted(settings: Settings) -> bool:
     """True if browsers trust the certificate. Raises SettingError for files that do not fit."""
     if settings.apache_certificate == "files":
-        return certificates.look_through(settings.apache_certificate_file, settings.apache_key_file).trusted
+        return certificates.look_through(settings.apache_certificate_file, settings.apache_key_file)
     return settings.apache_certificate == "acme"
 
 
@@ -106,7 +112,7 @@ def site(settings: Settings) -> File:
         trusted=trusted(settings),
         public=settings.public_page,
         port=settings.dashboard_port,
-        headers=HEADERS,
+        headers=tuple(HEADERS.items()),
         state=STATE,
         folder=FOLDER,
     )
@@ -152,8 +158,15 @@ def resources(settings: Settings) -> list[Resource]:
     entered = (
         Link(f"{APACHE}/conf-enabled/zz-knockmap.conf", "../conf-available/zz-knockmap.conf"),
         Link(f"{APACHE}/sites-enabled/zz-knockmap.conf", "../sites-available/zz-knockmap.conf"),
-        # Debian's example page gives way where it is all there is. Other sites stay, and come first.
-        File(f"{APACHE}/sites-enabled/000-default.conf", absent=True, when=("apache_sites", "ours")),
+    )
+    # Debian's example page gives way where it is all there is. Other sites stay, and come first.
+    example = f"{APACHE}/sites-enabled/000-default.conf"
+    alone = Command(
+        "no example page",
+        ("rm", example),
+        unless=("test", "-d", f"{APACHE}/sites-enabled", "-a", "!", "-e", example),
+        undo=("ln", "-s", "../sites-available/000-default.conf", example),
+        when=("apache_sites", "ours"),
     )
     service, timer = unit("knockmap-certificate.service"), unit("knockmap-certificate.timer")
     return [
@@ -162,8 +175,8 @@ def resources(settings: Settings) -> list[Resource]:
         *(CONFIG, PROGRAMS, Directory(FOLDER)),
         *map(program, ("certificate.py", "users.py", "firewall.py")),
         *(guard, config(settings), Directory(STATE, mode=0o711), *files, names, users),
-        *(*links, fragment, ours, *entered, firewall),
-        Service("apache2.service", reload_on=(guard, *files, names, *links, fragment, ours, *entered)),
+        *(*links, fragment, ours, *entered, alone, firewall),
+        Service("apache2.service", reload_on=(guard, *files, names, *links, fragment, ours, *entered, alone)),
         *(service, timer),
         Service("knockmap-certificate.timer", restart_on=(timer,)),
     ]

@@ -5,21 +5,17 @@ from __future__ import annotations
 import contextlib
 import datetime
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fabfile.settings import SettingError
 
-
-@dataclass(frozen=True)
-class Certificate:
-    """`trusted`: this machine's own list of authorities leads to it, so browsers take it, too."""
-
-    trusted: bool
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 
-def look_through(certificate: str, key: str) -> Certificate:
-    """Raises SettingError where Apache or a browser would refuse the two files."""
+def look_through(certificate: str, key: str) -> bool:
+    """True if browsers trust it: this machine's own authorities lead to it. Raises SettingError for files that do not fit."""
     from cryptography import x509  # costs 100 ms, and only who has files of his own needs it
 
     chain_file, key_file = Path(certificate).expanduser(), Path(key).expanduser()
@@ -29,19 +25,19 @@ def look_through(certificate: str, key: str) -> Certificate:
         raise SettingError(f"apache_certificate_file = {certificate!r}: no certificate in PEM form") from None
     refuse_time(chain[0], certificate)
     refuse_key(chain[0], key_file, key)
-    return Certificate(is_trusted(chain))
+    return is_trusted(chain)
 
 
-def refuse_time(leaf: object, named: str) -> None:
+def refuse_time(leaf: Certificate, named: str) -> None:
     now = datetime.datetime.now(datetime.timezone.utc)
-    ends, begins = leaf.not_valid_after_utc, leaf.not_valid_before_utc  # type: ignore[attr-defined]
+    ends, begins = leaf.not_valid_after_utc, leaf.not_valid_before_utc
     if ends < now:
         raise SettingError(f"apache_certificate_file = {named!r}: it ended on {ends:%Y-%m-%d}; get a new one")
     if begins > now:
         raise SettingError(f"apache_certificate_file = {named!r}: it begins only on {begins:%Y-%m-%d}")
 
 
-def refuse_key(leaf: object, path: Path, named: str) -> None:
+def refuse_key(leaf: Certificate, path: Path, named: str) -> None:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
@@ -53,11 +49,11 @@ def refuse_key(leaf: object, path: Path, named: str) -> None:
         ) from None
     except ValueError:
         raise SettingError(f"apache_key_file = {named!r}: no private key in PEM form") from None
-    if key.public_key() != leaf.public_key():  # type: ignore[attr-defined]
+    if key.public_key() != leaf.public_key():
         raise SettingError(f"apache_key_file = {named!r}: it is not the key of apache_certificate_file")
 
 
-def is_trusted(chain: list[object]) -> bool:
+def is_trusted(chain: list[Certificate]) -> bool:
     """True if the certificate leads to one of this machine's authorities."""
     from cryptography import x509
     from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
@@ -65,7 +61,7 @@ def is_trusted(chain: list[object]) -> bool:
     authorities = [x509.load_der_x509_certificate(der) for der in _authorities()]
     with contextlib.suppress(VerificationError, ValueError):
         verifier = PolicyBuilder().store(Store(authorities)).build_client_verifier()
-        verifier.verify(chain[0], chain[1:])  # type: ignore[arg-type]
+        verifier.verify(chain[0], chain[1:])
         return True
     return False
 

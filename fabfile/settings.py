@@ -226,8 +226,11 @@ def _string(value: Any, wanted: Any) -> str:
 
 
 _CONVERTERS: dict[Any, Any] = {
-    bool: _boolean, int: _integer, str: _string,
-    Literal: _choice, tuple: _strings,
+    bool: _boolean,
+    int: _integer,
+    str: _string,
+    Literal: _choice,
+    tuple: _strings,
 }
 _WORDS = {
     bool: "true or false",

@@ -19,6 +19,7 @@ import grp
 import json
 import os
 import re
+import string
 import subprocess
 import sys
 
@@ -28,6 +29,7 @@ HASHES, CONF = f"{STATE}/users", f"{STATE}/users.conf"
 QUICK, SLOW = 5, 10
 # Stands in for every name that is unknown: its hash takes as long as a user's, and nobody knows its password.
 NOBODY = "-"
+NOBODY_SAYS = base64.b64encode(f"{NOBODY}:{NOBODY}".encode()).decode()
 
 
 def run(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -105,14 +107,27 @@ def write(users: dict[str, str]) -> None:
 
 
 def conf(users: dict[str, str]) -> str:
-    """Apache answers at once where a name is not in its file. So it never sees one: those become NOBODY's."""
-    known = "|".join(re.escape(name) for name in sorted(users)) or "(?!)"
-    nobody = base64.b64encode(f"{NOBODY}:{NOBODY}".encode()).decode()
-    condition = f"%{{HTTP:Authorization}} =~ /^Basic +(.*)$/i && ! ( unbase64($1) =~ /^(?:{known}):/ )"
+    """Apache answers at once where a name is not in its file. So it never sees one: those become NOBODY's.
+
+    Only an `early` header comes before the login, and it has no condition but a pattern of what clients send.
+    """
+    known = "|".join(in_base64(f"{name}:") for name in sorted(users)) or "(?!)"
     return (
         "# Written by knockmap (users.py): changes made here are lost.\n"
-        f'RequestHeader set Authorization "Basic {nobody}" early "expr={condition}"\n'
+        f'RequestHeader edit Authorization "^(?!(?i:Basic) +(?:{known})).*$" "Basic {NOBODY_SAYS}" early\n'
     )
+
+
+def in_base64(prefix: str) -> str:
+    """The pattern of all Base64 whose content begins so: what is left of the last three bytes leaves some bits open."""
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    whole, rest = divmod(len(prefix), 3)
+    fixed = base64.b64encode(prefix[: whole * 3].encode()).decode()
+    if not rest:
+        return re.escape(fixed)
+    head = base64.b64encode(prefix[whole * 3 :].encode()).decode()
+    first = alphabet.index(head[rest])
+    return re.escape(fixed + head[:rest]) + f"[{alphabet[first : first + 4 ** (3 - rest)]}]"
 
 
 def own_password() -> str:
@@ -136,9 +151,7 @@ def give_password(users: dict[str, str], name: str, own: bool) -> None:
 
 def check(name: str) -> bool:
     users = read()
-    if name not in users or text_of(CONF) != conf(users) or not all(map(consistent, users)):
-        return False
-    return True
+    return name in users and text_of(CONF) == conf(users) and all(map(consistent, users))
 
 
 def consistent(name: str) -> bool:
@@ -149,9 +162,9 @@ def ensure(name: str) -> None:
     """A user that is there keeps the password; a generated one is the truth where the file says otherwise."""
     users = read()
     for known in [name, *users]:
-        if password := text_of(secret_path(known)):
-            if known not in users or not fits(known):
-                users[known] = hashed(known, password, QUICK)
+        password = text_of(secret_path(known))
+        if password and (known not in users or not fits(known)):
+            users[known] = hashed(known, password, QUICK)
     if name not in users:
         users[name] = hashed(name, generate(name), QUICK)
     write(users)

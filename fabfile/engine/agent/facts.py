@@ -64,6 +64,11 @@ def fact_web_ports() -> str:
     return ""
 
 
+def fact_apache() -> str:
+    """Whether Apache was there before this run: what its package brings along is nothing that we would change."""
+    return "there" if os.path.exists(at("/usr/sbin/apache2")) else "to come"
+
+
 def fact_apache_sites() -> str:
     """ "ours" where Apache serves nothing but our site and Debian's example page, as it came; else "shared"."""
     folder, example = "/etc/apache2/sites-enabled", "000-default.conf"
@@ -76,17 +81,13 @@ def fact_apache_sites() -> str:
 def is_example() -> bool:
     """True if neither the example site's file nor its page is anything but what Debian's package brought."""
     conffiles = run("dpkg-query", "-W", "-f", "${Conffiles}", "apache2").stdout
-    shipped = re.search(r"/sites-available/000-default\.conf ([0-9a-f]{32})", conffiles)
+    shipped = re.findall(r"/sites-available/000-default\.conf ([0-9a-f]{32})", conffiles)
     with open(at("/etc/apache2/sites-enabled/000-default.conf"), "rb") as file:
-        content = file.read()
-    pages = os.listdir(at("/var/www/html")) if os.path.isdir(at("/var/www/html")) else []
-    return (
-        bool(shipped)
-        and hashlib.md5(content, usedforsecurity=False).hexdigest() == shipped[1]
-        and set(pages) <= {"index.html"}
-        and read_text("/var/www/html/index.html")
-        in ("", read_text("/usr/share/apache2/default-site/index.html"))
-    )
+        site = hashlib.md5(file.read(), usedforsecurity=False).hexdigest()
+    folder, page = "/var/www/html", read_text("/usr/share/apache2/default-site/index.html")
+    pages = os.listdir(at(folder)) if os.path.isdir(at(folder)) else []
+    others = set(pages) - {"index.html"} or read_text(f"{folder}/index.html") not in ("", page)
+    return site in shipped and not others
 
 
 # What the facts ask other programs.
@@ -100,6 +101,7 @@ FACTS: dict[str, Callable[[], str]] = {
     "ssh_owner": fact_ssh_owner,
     "ssh_root_login": fact_ssh_root_login,
     "web_ports": fact_web_ports,
+    "apache": fact_apache,
     "apache_sites": fact_apache_sites,
 }
 facts: dict[str, str] = {}
