@@ -63,7 +63,10 @@ def writer(path: str) -> sqlite3.Connection:
 
 def reader(path: str, any_thread: bool = False) -> sqlite3.Connection:
     """A connection that only reads. `any_thread`: whoever uses it sees to it that one does at a time."""
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=not any_thread)
+    # Without isolation_level, filling a temporary table would begin a transaction, and so hold what is read for ever.
+    return sqlite3.connect(
+        f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=not any_thread
+    )
 
 
 def month_of(ts: int) -> int:

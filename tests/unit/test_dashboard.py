@@ -432,8 +432,15 @@ def test_live_tells_what_is_new_and_how_the_chain_is(tmp_path: Path, monkeypatch
     collector.step()
     after = page.get("/map/api/live?after=20").json
     assert after["last"] == 27 and len(after["events"]) == 7
+    seen = []
+    for number in range(6):  # every connection sees what is new, also after an answer of its own
+        with log.open("ab") as file:
+            file.writelines(history.lines(now - 5, now, 1, seed=10 + number))
+        collector.step()
+        seen.append(page.ask("view", now - 700, now + 1).json["total"])
+    assert seen == [28, 29, 30, 31, 32, 33]
     collector.note("paused", now)
-    assert page.get("/map/api/live?after=27").json["chain"]["paused"] == now
+    assert page.get("/map/api/live?after=33").json["chain"]["paused"] == now
 
 
 def test_lines_that_were_no_packets_are_shown_with_their_reason(world: World) -> None:
