@@ -1,4 +1,4 @@
-"""The whole thing in one command: a VPS in Docker, deployed, with a day of made-up past and live SYNs from all over the world.
+"""The whole thing in one command: a VPS in Docker, deployed, with a made-up past and live SYNs from all over the world.
 
 Where no Docker engine answers: collector and dashboard alone, on loopback and without root, from a made-up log.
 """
@@ -24,7 +24,7 @@ from .attack import attack
 from .images import BoxError
 
 NAME = "demo"
-PAST_HOURS, PAST_LINES = 24, 12_000
+PAST_HOURS, PAST_LINES = 36, 15_000
 RATE, MINUTES = 3, 30  # live SYNs per second, and for how long
 FOLDER = state.FOLDER / "demo-local"
 PIDS = FOLDER / "pids.json"
