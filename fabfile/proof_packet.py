@@ -142,8 +142,8 @@ class Course:
             self.stop(event["name"], bool(event["over_limit"]))
         elif kind == "passed":
             self.passed(event)
-        elif kind == "stored" and self.way_in:
-            self.ask_json(event)
+        elif kind == "stored":
+            self.stored(event)
 
     def packet(self, family: int) -> Packet:
         return next(packet for packet in self.packets if packet.family == family)
@@ -182,6 +182,15 @@ class Course:
         uncertain = name == HOPS[0] and (self.packet(proof.family).guessed or bool(self.c.gateway))
         proof.state, proof.stopped = "warn" if uncertain else "bad", name
         proof.cause, proof.next = cause, self.on_host(next)
+
+    def stored(self, event: dict[str, Any]) -> None:
+        if "certificate" in self.way_in:
+            self.ask_json(event)
+        elif "trouble" in self.way_in:
+            self.stop(HOPS[3])
+            self.proofs[-1].cause += f": {self.way_in['trouble']}"
+        else:
+            self.proofs[-1].cause = f"{HOPS[3]}: not deployed"
 
     def ask_json(self, event: dict[str, Any]) -> None:
         """Until the line is there, as a browser would ask for it."""
@@ -239,7 +248,7 @@ def get(host: str, path: str, way_in: dict[str, Any], port: int = 443) -> tuple[
     connection = http.client.HTTPSConnection(host, port, timeout=3, context=context)
     try:
         connection.connect()
-        shown = connection.sock.getpeercert(True)
+        shown: bytes = connection.sock.getpeercert(True) or b""
         if hashlib.sha256(shown).hexdigest() != way_in["certificate"]:
             raise OSError(f"{host}:{port} shows another certificate than the host has")
         login = base64.b64encode(f"{way_in['user']}:{way_in['password']}".encode()).decode()

@@ -89,8 +89,8 @@ def main() -> None:
     for name, link in found.items():
         emit("link", name=name, state=link.state, cause=link.cause, next=link.next)
     ill = any(link.state == "bad" for link in found.values())
-    if job["packets"] and target.tasks and (way := web.way_in(target)):
-        emit("way in", **way)
+    if job["packets"]:
+        emit("way in", **web.way_in(target))
     for one in job["packets"] if target.tasks else ():
         packet.follow(target, one, emit, IMPATIENCE if ill else PATIENCE)
     emit("end")

@@ -71,8 +71,8 @@ def seen_in(line: bytes) -> Seen | None:
 
 def likeness(seen: Seen, packet: dict[str, Any]) -> int:
     """How sure it is that this is ours: 0 is no. A proxy or NAT in between keeps some of the marks, not all."""
-    window, port = seen.window == packet["window"], seen.port == packet["port"]
-    return 4 * window + 2 * port + (seen.address in packet["from"])
+    window, port = int(seen.window == packet["window"]), int(seen.port == packet["port"])
+    return 4 * window + 2 * port + int(seen.address in packet["from"])
 
 
 class Watch:

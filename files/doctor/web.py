@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import glob
 import hashlib
 import http.client
@@ -223,12 +222,15 @@ def authorization(password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode()}
 
 
-def way_in(target: Target) -> dict[str, Any] | None:
-    """What the operator's side needs to come in as a browser does, and to know that it is this host; None if it cannot."""
+def way_in(target: Target) -> dict[str, Any]:
+    """What the operator's side needs to come in as a browser does, and to know that it is this host; or `trouble`."""
+    if not {"dashboard", "apache_proxy"} <= target.tasks:
+        return {}
     password = stored_password(target)
-    if not {"dashboard", "apache_proxy"} <= target.tasks or not password:
-        return None
-    with contextlib.suppress(OSError):
+    if not password:
+        return {"trouble": "there is no stored password to try"}
+    try:
         fingerprint = hashlib.sha256(https("/").certificate).hexdigest()
-        return {"certificate": fingerprint, "user": USER, "password": password}
-    return None
+    except OSError as error:
+        return {"trouble": f"Apache does not answer on the host itself ({error})"}
+    return {"certificate": fingerprint, "user": USER, "password": password}
