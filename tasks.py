@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
 
-from box import machine
+from box import BoxError
+from box import demo as scene
 from box import tasks as box
+from box.images import client
 from invoke.collection import Collection
 from invoke.context import Context
 from invoke.exceptions import Exit
@@ -33,10 +36,12 @@ def check(c: Context) -> None:
         "types": "mypy --no-error-summary",
     }
     failed = [name for name, command in commands.items() if not run(c, command)]
-    # A target's programs import their neighbours by bare name, so each folder is a world of its own.
+    # A target's programs import their neighbours by bare name; the dashboard also the collector's tables.
     folders = sorted({str(path.parent.relative_to(HERE)) for path in HERE.glob("files/*/*.py")})
     failed += [
-        f"types of {at}" for at in folders if not run(c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=at)
+        f"types of {at}"
+        for at in folders
+        if not run(c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=f"{at}:files/collector")
     ]
     if failed:
         raise Exit(f"check: no ({', '.join(failed)})", code=1)
@@ -75,19 +80,64 @@ def fetch(c: Context) -> None:
     print(geo.about())
 
 
-@task
-def demo(c: Context) -> None:
-    """Show it all: a disposable VPS, deployed, attacked from all over the world, and who knocked."""
-    fab = f"{BIN}/fab -S .box/ssh_config -H demo"
-    c.config.run.env = {"KNOCKMAP_STACK": "embedded"}
-    with c.cd(str(HERE)):
-        if "demo" not in machine.boxes():
-            box.up(c, name="demo")
-        c.run(f"{fab} deploy")
-        box.attack(c, name="demo", count=400, rate=200)
-        c.run("sleep 2")
-        c.run(f"{fab} scanners")
-    print("The box stays: `invoke box.down --name demo` removes it.")
+@task(
+    help={
+        "local": "Without Docker and root: collector and dashboard on loopback, from a made-up log.",
+        "browser": "Open the page where there is a screen (--no-browser: do not).",
+        "detach": "Leave it running, with URL, user and password as the last lines.",
+        "remove": "Remove what a demo left running.",
+        "release": "Release of the box; default: noble where its image can be pulled, else trixie.",
+    }
+)
+def demo(
+    c: Context,
+    local: bool = False,
+    browser: bool = True,
+    detach: bool = False,
+    remove: bool = False,
+    release: str = "",
+) -> None:
+    """Show it all: a disposable VPS, deployed, scanned from all over the world, and the live page about it."""
+    if remove:
+        print("removed " + (", ".join(scene.remove()) or "nothing: there was no demo"))
+        return
+    try:
+        shown = scene.local() if local or without_docker() else scene.with_docker(release or None)
+    except BoxError as error:
+        raise Exit(f"demo: {error}", code=1) from None
+    if shown.fingerprint:
+        print(f"\nThe certificate is self-signed: your browser warns. SHA-256 {shown.fingerprint}")
+    if browser:
+        scene.browse(shown)
+    print(f"\n{scene.last_lines(shown)}", flush=True)
+    if not detach:
+        stay()
+
+
+def without_docker() -> bool:
+    """True, said in one line, if no engine answers."""
+    try:
+        client()
+    except BoxError as error:
+        print(
+            f"demo: --local, since {error}. There are no packets, no Apache, no login then, and every line is made up."
+        )
+        return True
+    return False
+
+
+def stay() -> None:
+    """Until Ctrl-C; then ask what becomes of it."""
+    print("\nNew SYNs come for 30 minutes. Ctrl-C ends this command.", flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        answer = input("\nRemove the demo? [y/N] ") if sys.stdin.isatty() else "n"
+    if answer.strip().lower().startswith("y"):
+        print("removed " + ", ".join(scene.remove()))
+    else:
+        print("It stays: `invoke demo --remove` removes it.")
 
 
 ns = Collection(check, test, demo, bench, Collection("geo", fetch), box=box)

@@ -9,7 +9,7 @@ from typing import Any
 from fabric import Connection  # type: ignore[import-untyped]
 from invoke.collection import Collection
 
-from fabfile import doctor, scanners
+from fabfile import doctor, export, scanners, users
 from fabfile.engine import fleet
 from fabfile.engine.converge import undo as put_back
 from fabfile.engine.errors import UsageError
@@ -22,7 +22,7 @@ fleet.install(words={"undo": "--task"})
 
 # In order of application. Each is a module here, a folder under files/, a test module and a heading in the README.
 SENSOR = ("harden_ssh", "iptables_log", "syslog_route")
-STACKS = {"embedded": ("collector",), "elastic": ()}
+STACKS = {"embedded": ("collector", "dashboard", "apache_proxy"), "elastic": ()}
 TASKS = (*SENSOR, *STACKS["embedded"])
 
 
@@ -49,6 +49,7 @@ def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Turn a fresh VPS into a hardened box that shows who scans it for SSH."""
     chosen = settings(c)
     refuse_stack(chosen)
+    chosen = modules["apache_proxy"].named(c, chosen)
     with ThreadPoolExecutor(1) as pool:
         others = pool.submit(plan, chosen)  # templates are rendered while the connection is made
         c.open()
@@ -101,7 +102,9 @@ def undo(
 
 
 ns = Collection(deploy, undo)
-for module in (*modules.values(), scanners, doctor):
+for module in (*modules.values(), scanners, export, doctor):
     for found in vars(module).values():
         if isinstance(found, fleet.HostTask) and found.name not in ns.task_names:
             ns.add_task(found)
+ns.add_task(users.credentials)
+ns.add_collection(users.user)

@@ -149,8 +149,8 @@ def examine(
 
 
 def tunables(chosen: Settings) -> dict[str, Any]:
-    names = ("log_rotate_megabytes", "dashboard_port")
-    return {name: getattr(chosen, name) for name in names if hasattr(chosen, name)}
+    names = ("log_rotate_megabytes", "dashboard_port", "web_user")
+    return {name: getattr(chosen, name) for name in names}
 
 
 def program() -> bytes:

@@ -190,11 +190,11 @@ class Course:
             self.stop(HOPS[3])
             self.proofs[-1].cause += f": {self.way_in['trouble']}"
         else:
-            self.proofs[-1].cause = f"{HOPS[3]}: not deployed"
+            self.proofs[-1].cause = f"{HOPS[3]}: {self.way_in.get('why', 'not deployed')}"
 
     def ask_json(self, event: dict[str, Any]) -> None:
         """Until the line is there, as a browser would ask for it."""
-        query = {"since": event["at"] - 60, "until": event["at"] + 3600, "q": event["address"]}
+        query = {"since": event["at"] - 5, "until": event["at"] + 120, "q": event["address"]}
         path, mark = f"/map/api/lines?{urlencode(query)}", f"SPT={event['port']} "
         deadline, why = time.monotonic() + JSON_SECONDS, ""
         while time.monotonic() < deadline:

@@ -7,6 +7,7 @@ default below. A wrong or unknown setting is refused by name before anything con
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 import re
 import typing
@@ -57,14 +58,37 @@ class Settings:
     collector_retention_days: int = 400
     collector_retention_megabytes: int = 1024
 
+    # Where the dashboard listens on the target's loopback address; only Apache reaches it.
+    dashboard_port: int = 8722
+    # A second page without login at /public/: sums and networks, no addresses, no lines.
+    public_page: bool = False
+
     # Which free GeoIP data `deploy` brings along; own .mmdb files (paths on the operator's machine) win.
     geo_source: Literal["dbip-city", "country", "none"] = "dbip-city"
     geo_databases: tuple[str, ...] = ()
+
+    # Where Apache's certificate comes from: made on the target, or by ACME (Let's Encrypt), or files of your own.
+    apache_certificate: Literal["self-signed", "acme", "files"] = "self-signed"
+    # PEM files on the operator's machine for `files`: the certificate with its chain, and its key without a password.
+    apache_certificate_file: str = ""
+    apache_key_file: str = ""
+    # Under which names and addresses Apache answers; "own" stands for those of the host, and the one you reach it by.
+    apache_names: tuple[str, ...] = ("own",)
+    # For `acme`: where the authority can write to, and its directory.
+    apache_acme_email: str = ""
+    apache_acme_url: str = "https://acme-v02.api.letsencrypt.org/directory"
+    # The first user of the page. Its password is made on the target: `fab -H … credentials` shows it.
+    web_user: str = "knockmap"
 
     def __post_init__(self) -> None:
         for name, (good, wanted) in _LIMITS.items():
             if not good(getattr(self, name)):
                 raise SettingError(f"{name} = {getattr(self, name)!r}: must be {wanted}")
+        for name, (needs, wanted) in _TOGETHER.items():
+            if needs(self):
+                raise SettingError(
+                    f"{name} = {getattr(self, name)!r} with apache_certificate = {self.apache_certificate}: {wanted}"
+                )
 
 
 def _between(low: int, high: int) -> tuple[Any, str]:
@@ -87,13 +111,61 @@ _LIMITS: dict[str, tuple[Any, str]] = {
     "log_rotate_keep": _between(1, 365),
     "collector_retention_days": _between(1, 3650),
     "collector_retention_megabytes": _between(16, 1_000_000),
+    "dashboard_port": _between(1024, 65535),
     "geo_databases": (
         lambda paths: all(path.endswith(".mmdb") and Path(path).expanduser().is_file() for path in paths),
         "paths of .mmdb files that exist on this machine",
     ),
+    **dict.fromkeys(
+        ("apache_certificate_file", "apache_key_file"),
+        (lambda path: not path or Path(path).expanduser().is_file(), "a file that exists on this machine"),
+    ),
+    "apache_names": (
+        lambda names: bool(names) and all(map(_is_host, names)),
+        'host names and addresses, or "own" for those that the host has itself',
+    ),
+    "apache_acme_email": (lambda email: re.fullmatch(r"([^\s@\"]+@[^\s@\"]+)?", email), "an e-mail address"),
+    "apache_acme_url": (lambda url: re.fullmatch(r"https://[^\s\"]+", url), "an https:// address"),
+    "web_user": (
+        lambda name: re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name),
+        "up to 64 letters, digits, dots, hyphens and underscores",
+    ),
     "hosts": (
         lambda hosts: all(re.fullmatch(r"[^\s,]+", host) for host in hosts),
         "host names or user@host:port",
+    ),
+}
+
+
+def _is_host(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return bool(re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?", name))
+
+
+def _is_public_name(name: str) -> bool:
+    """A name for which an ACME authority can give a certificate."""
+    return "." in name and not re.fullmatch(r"[\d.]+|.*:.*", name)
+
+
+# What cannot be said of one setting alone: (True if it cannot be so, what to do).
+_TOGETHER: dict[str, tuple[Any, str]] = {
+    "apache_certificate_file": (
+        lambda s: (s.apache_certificate == "files") != bool(s.apache_certificate_file),
+        "`files` needs it, and only `files` does",
+    ),
+    "apache_key_file": (
+        lambda s: (s.apache_certificate == "files") != bool(s.apache_key_file),
+        "`files` needs it, and only `files` does",
+    ),
+    "apache_names": (
+        lambda s: s.apache_certificate == "acme" and not all(map(_is_public_name, s.apache_names)),
+        'ACME gives certificates for public names only: name them here, without "own" and without addresses',
+    ),
+    "apache_acme_email": (
+        lambda s: s.apache_certificate == "acme" and not s.apache_acme_email,
+        "ACME needs an address to write to",
     ),
 }
 
@@ -148,8 +220,25 @@ def _strings(value: Any, wanted: Any) -> tuple[str, ...]:
     return tuple(str(item).strip() for item in items if str(item).strip())
 
 
-_CONVERTERS: dict[Any, Any] = {bool: _boolean, int: _integer, Literal: _choice, tuple: _strings}
-_WORDS = {bool: "true or false", int: "a whole number", tuple: "a list, or names separated by commas"}
+def _string(value: Any, wanted: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value.strip()
+
+
+_CONVERTERS: dict[Any, Any] = {
+    bool: _boolean,
+    int: _integer,
+    str: _string,
+    Literal: _choice,
+    tuple: _strings,
+}
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    str: "a text",
+    tuple: "a list, or names separated by commas",
+}
 
 
 def names() -> list[str]:

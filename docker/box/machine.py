@@ -216,12 +216,26 @@ def wait_for_systemd(container: Container, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     output = ""
     while time.monotonic() < deadline:
-        output = inside(container, ["systemctl", "is-system-running"])[1].strip()
+        try:
+            output = inside(container, ["systemctl", "is-system-running"])[1].strip()
+        except APIError:  # the container has ended
+            output = "gone"
+            break
         if output in ("running", "degraded"):
             return
         time.sleep(0.1)
     log = container.logs(tail=20).decode(errors="replace")
-    raise BoxError(f"systemd in {container.name} is {output!r} after {seconds:.0f} s; its log ends:\n{log}")
+    raise BoxError(
+        f"systemd in {container.name} is {output!r} after at most {seconds:.0f} s. Are there many boxes (docker ps)? A box takes "
+        f"about 6 of the fs.inotify.max_user_instances of this kernel, which are {inotify_instances()}. Its log ends:\n{log}"
+    )
+
+
+def inotify_instances() -> str:
+    try:
+        return Path("/proc/sys/fs/inotify/max_user_instances").read_text().strip()
+    except OSError:
+        return "unknown"
 
 
 def wait_for_relay(container: Container, seconds: float = 10) -> None:

@@ -17,7 +17,7 @@ apt-get install -q -y --no-install-recommends \
 apt-get clean
 # What deploy installs is downloaded here once, so that a hundred test boxes do not fetch it a hundred times.
 apt-get install -q -y --no-install-recommends --download-only \
-    python3 rsyslog logrotate iptables python3-maxminddb
+    python3 rsyslog logrotate iptables python3-maxminddb apache2 openssl
 rm /usr/sbin/policy-rc.d
 
 # Providers' images allow passwords by a file that cloud-init writes.

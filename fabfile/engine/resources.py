@@ -55,7 +55,7 @@ class File(Resource):
     these rights and its content is data that we never touch.
     `validate` is an argv that must succeed before the file is renamed into place (`{path}` is the new file);
     `verify` is one that must succeed with the file in place, else the former content comes back.
-    `mode` None leaves the rights of a file that is already there.
+    `mode` None leaves the rights of a file that is already there. No diff shows a `secret` file.
     """
 
     path: str
@@ -68,6 +68,7 @@ class File(Resource):
     group: str = "root"
     validate: tuple[str, ...] = ()
     verify: tuple[str, ...] = ()
+    secret: bool = False
 
     def __post_init__(self) -> None:
         if sum((self.text is not None, self.source is not None, self.absent)) > 1:
@@ -219,6 +220,17 @@ class Command(Resource):
     @property
     def name(self) -> str:
         return self.title
+
+
+@dataclass(frozen=True)
+class Requirement(Resource):
+    """What must hold before anything of the whole run is changed: the fact is empty, or says what is in the way."""
+
+    fact: str
+
+    @property
+    def name(self) -> str:
+        return self.fact
 
 
 Plan = Mapping[str, Sequence[Resource]]

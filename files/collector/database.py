@@ -61,8 +61,12 @@ def writer(path: str) -> sqlite3.Connection:
     return db
 
 
-def reader(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+def reader(path: str, any_thread: bool = False) -> sqlite3.Connection:
+    """A connection that only reads. `any_thread`: whoever uses it sees to it that one does at a time."""
+    # Without isolation_level, filling a temporary table would begin a transaction, and so hold what is read for ever.
+    return sqlite3.connect(
+        f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=not any_thread
+    )
 
 
 def month_of(ts: int) -> int:

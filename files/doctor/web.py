@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 from look import ABSENT, Link, Target, bad, first_line, last_words, names_of, ok, run, text_of, unit, warn
 
 DASHBOARD, APACHE = "knockmap-dashboard.service", "apache2.service"
-STATUS = "/map/api/status"
-USER = "knockmap"
+STATUS = "/map/api/live"
 SECRETS = "/var/lib/knockmap/secrets"
 SITES = "/etc/apache2/sites-enabled/*.conf"
 DAY = 86400
@@ -90,7 +89,7 @@ def dashboard(target: Target) -> Link:
 
 def is_status(body: bytes) -> bool:
     try:
-        return "collector" in json.loads(body)
+        return "chain" in json.loads(body)
     except (ValueError, TypeError):
         return False
 
@@ -171,7 +170,8 @@ def login(target: Target) -> Link:
     path = users_file()
     if not path or not os.path.exists(path):
         return bad(f"there is no file of users ({path or 'no AuthUserFile in the sites'})", again)
-    users = [line.split(":")[0] for line in text_of(path).splitlines() if ":" in line]
+    # "-" is nobody: it stands in for names that are unknown.
+    users = [line.split(":")[0] for line in text_of(path).splitlines() if ":" in line and line[0] != "-"]
     if not users:
         return bad(f"{path} has no users, so nobody can log in", again)
     info = os.stat(path)
@@ -189,15 +189,15 @@ def tried(target: Target, users: str) -> Link:
     """Whether the stored password lets in."""
     password = stored_password(target)
     if not password:
-        return warn(f"{users}, and no stored password to try", "{fab} credentials")
+        return ok(f"{users}; not tried, since the password is your own")
     try:
-        answer = https(STATUS, authorization(password))
+        answer = https(STATUS, authorization(user(target), password))
     except OSError as error:
         return Link(
             "warn", f"{users}; not tried, since Apache does not answer ({error})", "{fab} apache-proxy"
         )
     if answer.status == 401:
-        return bad(f"Apache refuses the stored password of {USER}", "{fab} user.rotate")
+        return bad(f"Apache refuses the stored password of {user(target)}", "{fab} apache-proxy")
     if answer.status != 200:
         return bad(f"behind the login Apache answers {answer.status}", "{fab} dashboard", symptom=True)
     return ok(f"{users}; the stored password lets in")
@@ -210,16 +210,17 @@ def users_file() -> str:
     return ""
 
 
+def user(target: Target) -> str:
+    return str(target.job.get("web_user", "knockmap"))
+
+
 def stored_password(target: Target) -> str:
-    """The web login's secret, as the journal knows it; "" if there is none."""
-    for entry in target.entries.values():
-        if entry["kind"] == "secret" and entry["task"] == "apache_proxy":
-            return text_of(f"{SECRETS}/{entry['want']['secret']}").strip()
-    return ""
+    """The generated one of the first user; "" if there is none, as where it is the operator's own."""
+    return text_of(f"{SECRETS}/web-{user(target)}").strip()
 
 
-def authorization(password: str) -> dict[str, str]:
-    return {"Authorization": "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode()}
+def authorization(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
 def way_in(target: Target) -> dict[str, Any]:
@@ -228,9 +229,9 @@ def way_in(target: Target) -> dict[str, Any]:
         return {}
     password = stored_password(target)
     if not password:
-        return {"trouble": "there is no stored password to try"}
+        return {"why": "not asked for, since the password is your own"}
     try:
         fingerprint = hashlib.sha256(https("/").certificate).hexdigest()
     except OSError as error:
         return {"trouble": f"Apache does not answer on the host itself ({error})"}
-    return {"certificate": fingerprint, "user": USER, "password": password}
+    return {"certificate": fingerprint, "user": user(target), "password": password}

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from testinfra.host import Host
 ROOT = Path(__file__).parents[2]
 RELEASES = os.environ.get("BOX_RELEASES", "trixie").split(",")
 numbers = itertools.count(1)
+NewBox = Callable[..., Box]
 
 
 @pytest.fixture(scope="module", params=RELEASES)
@@ -30,9 +32,9 @@ def release(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def new_box(worker_id: str) -> Iterator[Callable[..., Box]]:
-    """Make boxes that are gone after this module: `new_box(release, variant="bare")`."""
+@contextmanager
+def boxes(worker_id: str) -> Iterator[NewBox]:
+    """Make boxes that are gone afterwards. Few stand at a time: a kernel has few inotify instances for all of them."""
     made = []
 
     def make(release: str, **options: Any) -> Box:
@@ -40,23 +42,31 @@ def new_box(worker_id: str) -> Iterator[Callable[..., Box]]:
         made.append(name)
         return up(name=name, release=release, **options)
 
-    yield make
-    for name in made:
-        down(name)
-
-
-@pytest.fixture(scope="module")
-def box(new_box: Callable[..., Box], release: str) -> Box:
-    """One box for all tests of a module on a release."""
-    return new_box(release)
+    try:
+        yield make
+    finally:
+        for name in made:
+            down(name)
 
 
 @pytest.fixture
-def fresh_box(new_box: Callable[..., Box], release: str) -> Iterator[Box]:
+def new_box(worker_id: str) -> Iterator[NewBox]:
+    """Make boxes that are gone after this test: `new_box(release, variant="bare")`."""
+    with boxes(worker_id) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def box(worker_id: str, release: str) -> Iterator[Box]:
+    """One box for all tests of a module on a release."""
+    with boxes(worker_id) as make:
+        yield make(release)
+
+
+@pytest.fixture
+def fresh_box(new_box: NewBox, release: str) -> Box:
     """A box of its own for one test."""
-    made = new_box(release)
-    yield made
-    down(made.name)
+    return new_box(release)
 
 
 @pytest.fixture(scope="module")

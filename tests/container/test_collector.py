@@ -48,7 +48,8 @@ def test_the_service_is_fenced_in_and_runs_as_its_own_user(box: Box) -> None:
     score = float(shown.strip().splitlines()[-1].split("service:")[1].split()[0])
     assert score <= 2.5
     assert box.run(["systemctl", "show", "-P", "User", "knockmap-collector.service"])[1].strip() == "knockmap"
-    assert box.run(["ps", "-o", "user=", "-C", "python3"])[1].split().count("knockmap") == 1
+    pid = box.run(["systemctl", "show", "-P", "MainPID", "knockmap-collector.service"])[1].strip()
+    assert box.run(["ps", "-o", "user=", "-p", pid])[1].split() == ["knockmap"]
 
 
 def test_every_syn_is_a_row_with_the_country_of_its_source(fab: FabCommand, box: Box) -> None:

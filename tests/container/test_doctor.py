@@ -62,6 +62,11 @@ SMALL = f"""{STOP}; mkdir -p /root/kept; cp -a /var/lib/knockmap/collector/. /ro
 mount -t tmpfs -o size=32M,uid=$(id -u knockmap),gid=$(id -g knockmap),mode=750 tmpfs /var/lib/knockmap/collector
 cp -a /root/kept/. /var/lib/knockmap/collector/; {START}"""
 
+EXPIRE = f"""cp -a {on_site("SSLCertificateFile")} /root/was.pem; cd /root
+openssl req -x509 -newkey rsa:2048 -nodes -keyout old.key -out new.pem -subj /CN=old 2>/dev/null
+openssl x509 -in new.pem -signkey old.key -days -2 -out old.pem 2>/dev/null
+cat old.pem old.key >{on_site("SSLCertificateFile")}; systemctl reload apache2"""
+
 CHAIN = [
     Breakage("disk-full", SMALL, f"{STOP}; umount /var/lib/knockmap/collector; {START}", "disk", "MiB are free in /var/lib/knockmap/collector"),
     Breakage("sshd-overruled", "echo 'X11Forwarding yes' >/etc/ssh/sshd_config.d/05-other.conf", "rm /etc/ssh/sshd_config.d/05-other.conf", "sshd", "05-other.conf:1: X11Forwarding yes"),
@@ -93,7 +98,7 @@ BROWSER = [
     Breakage("api-stopped", "systemctl stop knockmap-dashboard", "systemctl start knockmap-dashboard", "dashboard", "is stopped"),
     Breakage("apache-stopped", "systemctl stop apache2", "systemctl start apache2", "Apache", "does not run"),
     Breakage("apache-config-broken", "echo Nonsense >/etc/apache2/conf-enabled/zz.conf", "rm /etc/apache2/conf-enabled/zz.conf", "Apache", "refuses its configuration"),
-    Breakage("certificate-expired", f"cp -a {on_site('SSLCertificateFile')} /root/was.crt; cp -a {on_site('SSLCertificateKeyFile')} /root/was.key; openssl req -x509 -newkey rsa:2048 -nodes -keyout /root/old.key -out /root/old.csr.crt -subj /CN=old -days 1 2>/dev/null; openssl x509 -in /root/old.csr.crt -signkey /root/old.key -days -2 -out /root/old.crt 2>/dev/null; cat /root/old.crt >{on_site('SSLCertificateFile')}; cat /root/old.key >{on_site('SSLCertificateKeyFile')}; systemctl restart apache2", f"cat /root/was.crt >{on_site('SSLCertificateFile')}; cat /root/was.key >{on_site('SSLCertificateKeyFile')}; systemctl restart apache2", "certificate", "has expired"),
+    Breakage("certificate-expired", EXPIRE, f"cat /root/was.pem >{on_site('SSLCertificateFile')}; systemctl reload apache2", "certificate", "has expired"),
     Breakage("htpasswd-emptied", f"cp -a {on_site('AuthUserFile')} /root/users; : >{on_site('AuthUserFile')}", f"cat /root/users >{on_site('AuthUserFile')}", "login", "has no users"),
 ]  # fmt: skip
 BREAKAGES = [*CHAIN, *(BROWSER if WEB else ())]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-import pytest
 from box import Box
 
 from tests.container.conftest import Fab
@@ -99,18 +98,13 @@ def test_undo_refuses_what_somebody_edited_and_shows_it(box: Box, fab: Callable[
     box.run(["sh", "-c", f"cat /root/kept >{path}; touch -r /root/kept {path}; rm /root/kept"])
 
 
-@pytest.fixture(scope="module")
-def pristine(new_box: Callable[..., Box], release: str) -> Box:
-    return new_box(release)
-
-
-def test_undo_leaves_the_box_as_it_was(pristine: Box, fab: Callable[..., Fab]) -> None:
-    before = snapshot(pristine)
-    assert fab(pristine, "deploy").rc == 0
-    assert snapshot(pristine) != before
-    undone = fab(pristine, "undo", "--packages", "--data")
+def test_undo_leaves_the_box_as_it_was(fresh_box: Box, fab: Callable[..., Fab]) -> None:
+    before = snapshot(fresh_box)
+    assert fab(fresh_box, "deploy").rc == 0
+    assert snapshot(fresh_box) != before
+    undone = fab(fresh_box, "undo", "--packages", "--data")
     assert undone.rc == 0, undone.out
-    after = snapshot(pristine)
+    after = snapshot(fresh_box)
     assert sorted(after - before) == []
     assert sorted(before - after) == []
 

@@ -1,12 +1,13 @@
-"""Commands with a guard."""
+"""Commands with a guard, and what must hold before anything changes."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .facts import QUESTIONS, fact
 from .item import Item
 from .machine import must, run
-from .wire import Have
+from .wire import Failure, Have
 
 
 class Command(Item):
@@ -29,3 +30,20 @@ class Command(Item):
         if self.want["undo"]:
             must(f"undoing {self.want['title']}", *self.want["undo"])
         return ""
+
+
+class Requirement(Item):
+    """Looked at before everything else (`converge.require`); it is never changed, and never undone."""
+
+    def questions(self) -> list[tuple[str, ...]]:
+        return [QUESTIONS[self.want["fact"]]] if self.want["fact"] in QUESTIONS else []
+
+    def wanted(self) -> Have:
+        return {"in_the_way": ""}
+
+    def observe(self) -> Have:
+        return {"in_the_way": fact(self.want["fact"])}
+
+    def require(self) -> None:
+        if reason := self.observe()["in_the_way"]:
+            raise Failure(f"{reason}; nothing was touched")

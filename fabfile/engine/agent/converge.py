@@ -10,7 +10,7 @@ from typing import Any
 
 from . import wire
 from .accounts import User
-from .commands import Command
+from .commands import Command, Requirement
 from .facts import QUESTIONS, fact
 from .files import Directory, File, Link, Secret
 from .item import Item, changed_ids
@@ -26,7 +26,7 @@ FREE_BYTES = 64 << 20  # a change is not begun with less than this on the disk
 
 KINDS: dict[str, type[Item]] = {
     kind.__name__.lower(): kind
-    for kind in (File, Directory, Link, Package, User, Service, Rules, Secret, Command)
+    for kind in (File, Directory, Link, Package, User, Service, Rules, Secret, Command, Requirement)
 }
 
 
@@ -42,12 +42,16 @@ def converge(job: dict[str, Any]) -> None:
     wants = [
         want for want in job["resources"] if not want["when"] or fact(want["when"][0]) == want["when"][1]
     ]
-    broken = False
+    required = [want for want in wants if want["kind"] == "requirement"]
+    unmet = [want for want in required if not attempt(want, Requirement(want, journal).require)]
+    broken = bool(unmet)
     if job.get("bootstrap"):
         journal.bootstrapped(job["bootstrap"])
-    if not check:
+    if not check and not broken:
         broken = not attempt(TARGET, partial(preflight, job, wants, journal))
     for want in wants:
+        if want in unmet:
+            continue
         if broken or wire.gone:
             emit("result", id=want["id"], task=want["task"], status="skipped", message="")
             continue

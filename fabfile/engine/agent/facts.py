@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -50,13 +51,58 @@ def fact_ssh_root_login() -> str:
     return "prohibit-password"
 
 
+def fact_web_ports() -> str:
+    """Who else holds a port that Apache needs; empty if nobody does."""
+    for line in run(*QUESTIONS["web_ports"]).stdout.splitlines():
+        port = line.split()[3].rpartition(":")[2]
+        holders = set(re.findall(r'"([^"]+)",pid=', line)) - {"apache2"}
+        if port in ("80", "443") and holders:
+            return (
+                f"port {port} is taken by {' and '.join(sorted(holders))}, and Apache needs it; stop and disable that "
+                "first, or move it to another port"
+            )
+    return ""
+
+
+def fact_apache() -> str:
+    """Whether Apache was there before this run: what its package brings along is nothing that we would change."""
+    return "there" if os.path.exists(at("/usr/sbin/apache2")) else "to come"
+
+
+def fact_apache_sites() -> str:
+    """ "ours" where Apache serves nothing but our site and Debian's example page, as it came; else "shared"."""
+    folder, example = "/etc/apache2/sites-enabled", "000-default.conf"
+    enabled = set(os.listdir(at(folder))) if os.path.isdir(at(folder)) else set()
+    if enabled - {example, "zz-knockmap.conf"}:
+        return "shared"
+    return "ours" if example not in enabled or is_example() else "shared"
+
+
+def is_example() -> bool:
+    """True if neither the example site's file nor its page is anything but what Debian's package brought."""
+    conffiles = run("dpkg-query", "-W", "-f", "${Conffiles}", "apache2").stdout
+    shipped = re.findall(r"/sites-available/000-default\.conf ([0-9a-f]{32})", conffiles)
+    with open(at("/etc/apache2/sites-enabled/000-default.conf"), "rb") as file:
+        site = hashlib.md5(file.read(), usedforsecurity=False).hexdigest()
+    folder, page = "/var/www/html", read_text("/usr/share/apache2/default-site/index.html")
+    pages = os.listdir(at(folder)) if os.path.isdir(at(folder)) else []
+    others = set(pages) - {"index.html"} or read_text(f"{folder}/index.html") not in ("", page)
+    return site in shipped and not others
+
+
 # What the facts ask other programs.
-QUESTIONS = {"ssh_owner": ("systemctl", "is-active", "-q", "ssh.socket")}
+QUESTIONS = {
+    "ssh_owner": ("systemctl", "is-active", "-q", "ssh.socket"),
+    "web_ports": ("ss", "-Hltnp"),
+}
 FACTS: dict[str, Callable[[], str]] = {
     "logger": fact_logger,
     "log_owner": fact_log_owner,
     "ssh_owner": fact_ssh_owner,
     "ssh_root_login": fact_ssh_root_login,
+    "web_ports": fact_web_ports,
+    "apache": fact_apache,
+    "apache_sites": fact_apache_sites,
 }
 facts: dict[str, str] = {}
 

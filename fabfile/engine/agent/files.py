@@ -122,7 +122,7 @@ class File(Item):
         new = self.content()
         if new is None and not self.want["absent"]:
             return ""
-        if "@@secret." in (self.want.get("text") or ""):
+        if self.want["secret"] or "@@secret." in (self.want.get("text") or ""):
             return "(content differs; not shown, since it holds a secret)\n"
         return text_diff(self.want["path"], content_at(self.want["path"]), new or b"")
 

@@ -1,0 +1,76 @@
+"""Every event of a span as a file on the operator's machine: CSV or NDJSON, streamed, with the raw log lines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fabric import Connection  # type: ignore[import-untyped]
+
+from fabfile.collector import FOLDER as COLLECTOR
+from fabfile.dashboard import FOLDER
+from fabfile.engine.errors import HostError, UsageError
+from fabfile.engine.fleet import host_task
+from fabfile.engine.root_channel import RootChannel
+from fabfile.scanners import span, thin
+
+FORMATS = ("csv", "ndjson")
+
+
+@host_task(
+    iterable=["where"],
+    help={
+        "since": "How far back, such as 30m, 24h, 7d, 4w.",
+        "format": "csv or ndjson.",
+        "where": "A filter, such as country:CN or network:192.0.2.0/24; may be given several times.",
+        "output": "The file to write; default: scans-HOST-TIME.csv here.",
+    },
+)
+def export(
+    c: Connection, since: str = "24h", format: str = "csv", where: list[str] | None = None, output: str = ""
+) -> str:
+    """Save every event of a time span, with its log line, as CSV or NDJSON."""
+    if format not in FORMATS:
+        raise UsageError(f"--format {format}: must be one of {', '.join(FORMATS)}")
+    host = str(c.original_host)
+    path = Path(output or f"scans-{host.replace('/', '_')}-{time.strftime('%Y%m%dT%H%M%S')}.{format}")
+    if path.exists():
+        raise UsageError(f"--output {path}: is there already, and is left as it is")
+    filters = [word for item in where or [] for word in ("--where", item)]
+    program = (
+        "/usr/bin/python3",
+        "-B",
+        f"{FOLDER}/export.py",
+        "--seconds",
+        str(span(since)),
+        "--format",
+        format,
+    )
+    stream(c, ("/usr/bin/env", f"PYTHONPATH={COLLECTOR}", *program, *filters), path)
+    events = sum(1 for _ in path.open("rb")) - (format == "csv")
+    return f"{host}: {thin(events)} events of the last {since} in {path}"
+
+
+def stream(c: Connection, argv: tuple[str, ...], path: Path) -> None:
+    """What a command prints, into a file that is there whole or not at all. Raises HostError, UsageError."""
+    part = path.with_name(path.name + ".part")
+    try:
+        file = part.open("wb")
+    except OSError as error:
+        raise UsageError(f"--output {path}: cannot be written ({error.strerror})") from None
+    try:
+        with file, RootChannel(c, argv, "the export") as channel:
+            channel.begin(b"", more=False)
+            complaint = b""
+            for out, err in channel.receive():
+                file.write(out)
+                complaint += err
+            status = channel.exit_status()
+        if status:
+            said = complaint.decode(errors="replace").strip()[-300:]
+            raise HostError(
+                f"{c.original_host}: {said}\nIs the dashboard there? `fab -H … deploy` with stack = embedded brings it."
+            )
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
