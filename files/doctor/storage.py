@@ -122,9 +122,9 @@ def stamp(line: bytes) -> float:
 
 def geoip(target: Target) -> Link:
     """Read as the collector reads them, and compared with what was deployed."""
-    deployed = {p: after for p, after in target.files("collector").items() if p.startswith(f"{GEO}/")}
     if "collector" not in target.tasks:
         return ABSENT
+    deployed = {p: after for p, after in target.files("collector").items() if p.startswith(f"{GEO}/")}
     if not deployed:
         return ABSENT._replace(cause="not deployed (geo_source = none)")
     again = "{fab} collector"
