@@ -9,7 +9,7 @@ from typing import Any
 from fabric import Connection  # type: ignore[import-untyped]
 from invoke.collection import Collection
 
-from fabfile import export, scanners, users
+from fabfile import doctor, export, scanners, users
 from fabfile.engine import fleet
 from fabfile.engine.converge import undo as put_back
 from fabfile.engine.errors import UsageError
@@ -54,6 +54,8 @@ def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
         others = pool.submit(plan, chosen)  # templates are rendered while the connection is made
         c.open()
         report: Report = modules["harden_ssh"].settle(c, chosen, others.result(), check=check, diff=diff)
+    if report.ok and report.changed and not report.check:  # a deploy that changed nothing stays fast
+        doctor.after_deploy(c, chosen)
     return report
 
 
@@ -100,7 +102,7 @@ def undo(
 
 
 ns = Collection(deploy, undo)
-for module in (*modules.values(), scanners, export):
+for module in (*modules.values(), scanners, export, doctor):
     for found in vars(module).values():
         if isinstance(found, fleet.HostTask) and found.name not in ns.task_names:
             ns.add_task(found)

@@ -7,7 +7,7 @@ A task body is short; the flags that all tasks share are added here, and the bod
         '''Turn a fresh VPS into a box that shows who knocks.'''
         return converge(c, plan(settings(c)), check=check, diff=diff)
 
-It returns a Report, a text to print, or nothing. One bad host does not stop the others.
+It returns a Report, a text or an Answer to print, or nothing. One bad host does not stop the others.
 Exit codes: 0 done, 1 a host or a resource failed, 2 misuse.
 """
 
@@ -33,7 +33,7 @@ from invoke.exceptions import AuthFailure, Exit, ParseError, ThreadException, Un
 
 from fabfile.engine.connection import VerifiedConnection
 from fabfile.engine.errors import HostError, UsageError
-from fabfile.engine.report import LiveLine, Report, Screen, colourful, failure_document
+from fabfile.engine.report import Answer, LiveLine, Report, Screen, colourful, failure_document
 from fabfile.settings import PREFIX, SettingError, Settings, load
 
 HELP = {
@@ -128,16 +128,17 @@ class Outcome:
     host: str
     report: Report | None = None
     error: str = ""
-    text: str = ""
+    answer: Answer | None = None
 
     @property
     def failed(self) -> bool:
-        return bool(self.error) or bool(self.report and not self.report.ok)
+        return bool(self.error) or any(one is not None and not one.ok for one in (self.report, self.answer))
 
     @property
     def last_line(self) -> str:
         error = self.error.removeprefix(f"{self.host}: ")
-        parts = [self.report.summary if self.report else "", f"failed: {error}" if error else ""]
+        parts = [self.report.summary if self.report else "", self.answer.summary if self.answer else ""]
+        parts.append(f"failed: {error}" if error else "")
         return "; ".join(part for part in parts if part)
 
 
@@ -297,6 +298,8 @@ class Run:
         if isinstance(value, Report):
             outcome.report = outcome.report + value if outcome.report else value
         elif value is not None:
+            if isinstance(value, Answer):
+                outcome.answer, value = value, value.text
             with_newline = str(value).rstrip("\n") + "\n"
             self.live.clear()
             c.screen.out.write(with_newline)

@@ -79,6 +79,15 @@ class Report:
         return {**head, "results": results, "notices": list(self.notices), "error": None}
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a task found out, ready to print; one that is not `ok` ends with exit code 1. `summary` is its last line."""
+
+    text: str
+    ok: bool = True
+    summary: str = ""
+
+
 def result(event: Mapping[str, Any]) -> Result:
     """The Result of a `result` event."""
     return Result(**{key: str(event.get(key, "")) for key in Result.__dataclass_fields__})

@@ -1,0 +1,261 @@
+"""One SYN from this machine to port 22 of the host, followed from hop to hop: `fab doctor`'s proof.
+
+The target watches its counter, its log and its database; the last hop is ours: the JSON behind Apache's login, over TLS
+with the certificate that the target itself named over SSH. A NAT or a proxy in between changes the source, so the SYN
+is known by any of its marks: an unusual window, its source port, the address that ssh came from.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+WINDOW_CLAMP = 10  # TCP_WINDOW_CLAMP of Linux; elsewhere the window is as usual
+JSON_SECONDS = 4.0
+HOPS = ("counter", "log line", "database row", "JSON behind the login")
+
+
+class Packet:
+    """A SYN that is not sent yet: its source port is known already."""
+
+    def __init__(self, family: int, to: str, came_from: str, guessed: bool = False) -> None:
+        self.family, self.to, self.guessed = family, to, guessed
+        self.window = 1200 + secrets.randbelow(200)  # nobody else sends such a small one
+        self.socket = socket.socket(FAMILIES[family], socket.SOCK_STREAM)
+        self.socket.setblocking(False)
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(socket.IPPROTO_TCP, WINDOW_CLAMP, self.window)
+        self.socket.bind(("", 0))
+        own = own_address(family, to)
+        self.sources = [address for address in (came_from, own) if address]
+
+    def job(self) -> dict[str, Any]:
+        """What the target is to look for; without `to` it names an address of its own."""
+        port = self.socket.getsockname()[1]
+        to = [self.to] if self.to else []
+        return {"family": self.family, "to": to, "port": port, "window": self.window, "from": self.sources}
+
+    def send(self, to: str) -> str:
+        """One SYN, and what TCP sends again if nobody answers; gives why it could not be sent."""
+        try:
+            self.socket.connect((to, 22))
+        except BlockingIOError:
+            return ""
+        except OSError as error:
+            return "" if isinstance(error, ConnectionRefusedError) else str(error)
+        return ""
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def prepare(host: str, to: Sequence[str], came_from: str) -> list[Packet]:
+    """The SYNs to send: one for IPv4, one for IPv6 where this machine has it."""
+    found = {family: addresses_of(to or [host], family) for family in FAMILIES}
+    packets = [Packet(family, found[family][0], came_from) for family in FAMILIES if found[family]]
+    if not found[6] and not to and own_address(6, "2001:db8::1"):
+        with contextlib.suppress(OSError):
+            packets.append(Packet(6, "", came_from, guessed=True))
+    return packets
+
+
+def addresses_of(hosts: Sequence[str], family: int) -> list[str]:
+    found: list[str] = []
+    for host in hosts:
+        with contextlib.suppress(OSError):
+            answers = socket.getaddrinfo(host, 22, FAMILIES[family], socket.SOCK_STREAM)
+            found += [str(answer[4][0]) for answer in answers]
+    return found
+
+
+def own_address(family: int, to: str) -> str:
+    """From which address this machine would send there; "" if it has no way. Nothing is sent."""
+    with contextlib.suppress(OSError), socket.socket(FAMILIES[family], socket.SOCK_DGRAM) as probe:
+        probe.connect((to or "2001:db8::1", 22))
+        return str(probe.getsockname()[0])
+    return ""
+
+
+@dataclass
+class Proof:
+    """How far one SYN came: hops with their milliseconds since it was sent; `state` ok, warn or bad."""
+
+    family: int
+    to: str
+    seen_as: str = ""
+    hops: list[dict[str, Any]] = field(default_factory=list)
+    state: str = "ok"
+    stopped: str = ""
+    cause: str = ""
+    next: str = ""
+
+    def document(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def lines(self) -> list[str]:
+        seen = f", seen there as {self.seen_as}" if self.seen_as else ""
+        lines = [
+            "",
+            f"proof packet: one SYN over IPv{self.family} from here to {self.to or 'the host'} port 22{seen}",
+        ]
+        lines += [f"      {hop['name']:<22} {hop['ms']:>6} ms" for hop in self.hops]
+        if self.stopped:
+            lines.append(f"{self.state:<5} stopped before: {self.stopped}: {self.cause}")
+            lines += [f"{'':<19}{self.next}"] if self.next else []
+        elif self.cause:
+            lines.append(f"      {self.cause}")
+        return lines
+
+
+class Course:
+    """Sends each packet when the target is ready for it, and takes down what becomes of it."""
+
+    def __init__(
+        self, c: Any, packets: list[Packet], proofs: list[Proof], on_host: Callable[[str], str]
+    ) -> None:
+        self.c, self.packets, self.proofs, self.on_host = c, packets, proofs, on_host
+        self.way_in: dict[str, Any] = {}
+        self.sent = 0.0
+        self.offset = 0.0  # from the target's milliseconds to ours
+
+    def take(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "way in":
+            self.way_in = event
+        elif kind == "ready":
+            self.start(event)
+        elif kind == "hop":
+            self.hop(event)
+        elif kind == "stopped":
+            self.stop(event["name"], bool(event["over_limit"]))
+        elif kind == "passed":
+            self.passed(event)
+        elif kind == "stored":
+            self.stored(event)
+
+    def packet(self, family: int) -> Packet:
+        return next(packet for packet in self.packets if packet.family == family)
+
+    def start(self, event: dict[str, Any]) -> None:
+        proof = Proof(event["family"], str(event["to"]))
+        self.proofs.append(proof)
+        self.sent, self.offset = time.monotonic(), 0.0
+        if trouble := self.packet(proof.family).send(proof.to):
+            proof.cause = f"this machine cannot send to {proof.to}: {trouble}"
+
+    def hop(self, event: dict[str, Any]) -> None:
+        """The first hop is there and back, by our clock; from there on the target's differences count."""
+        proof, name, ms = self.proofs[-1], str(event["name"]), int(event["ms"])
+        if name == HOPS[0]:
+            now = (time.monotonic() - self.sent) * 1000
+            self.offset = now - ms
+        if name == HOPS[1]:
+            proof.seen_as = str(event["found"])
+        proof.hops.append({"name": name, "ms": round(ms + self.offset)})
+
+    def passed(self, event: dict[str, Any]) -> None:
+        family, why = int(event["family"]), str(event["why"])
+        if not self.proofs or self.proofs[-1].family != family:
+            self.proofs.append(Proof(family, ""))
+        self.proofs[-1].cause = why
+
+    def stop(self, name: str, over_limit: bool = False) -> None:
+        proof = self.proofs[-1]
+        cause, next = STOPS[name]
+        if name == HOPS[0]:
+            cause = proof.cause or cause.format(to=proof.to)
+        if over_limit and name == HOPS[1]:
+            cause, next = "a flood is over knock_limit, and then not every SYN is logged", "{fab} doctor"
+        # Where only a guess or a jump host leads there, a SYN from here proves nothing by its absence.
+        uncertain = name == HOPS[0] and (self.packet(proof.family).guessed or bool(self.c.gateway))
+        proof.state, proof.stopped = "warn" if uncertain else "bad", name
+        proof.cause, proof.next = cause, self.on_host(next)
+
+    def stored(self, event: dict[str, Any]) -> None:
+        if "certificate" in self.way_in:
+            self.ask_json(event)
+        elif "trouble" in self.way_in:
+            self.stop(HOPS[3])
+            self.proofs[-1].cause += f": {self.way_in['trouble']}"
+        else:
+            self.proofs[-1].cause = f"{HOPS[3]}: {self.way_in.get('why', 'not deployed')}"
+
+    def ask_json(self, event: dict[str, Any]) -> None:
+        """Until the line is there, as a browser would ask for it."""
+        query = {"since": event["at"] - 5, "until": event["at"] + 120, "q": event["address"]}
+        path, mark = f"/map/api/lines?{urlencode(query)}", f"SPT={event['port']} "
+        deadline, why = time.monotonic() + JSON_SECONDS, ""
+        while time.monotonic() < deadline:
+            try:
+                status, body = get(self.c.host, path, self.way_in)
+            except OSError as error:
+                why = str(error)
+            else:
+                if status == 200 and has(body, mark):
+                    ms = round((time.monotonic() - self.sent) * 1000)
+                    self.proofs[-1].hops.append({"name": HOPS[3], "ms": ms})
+                    return
+                why = f"Apache answers {status}" if status != 200 else "the line is not among the answers"
+            time.sleep(0.2)
+        self.stop(HOPS[3])
+        self.proofs[-1].cause += f": {why}"
+
+
+# Where it stopped → why, and what to type next.
+STOPS = {
+    HOPS[0]: (
+        "nothing of it came to the rule at {to}: something between here and the host filters port 22, such as the provider's firewall",
+        "open TCP 22 in the provider's firewall, then {fab} doctor",
+    ),
+    HOPS[1]: (
+        "the rule counted it and no line came: the kernel wrote none (in a container: net.netfilter.nf_log_all_netns), or the syslog daemon does not read the kernel's log",
+        "{ssh} 'dmesg | tail -n 5; journalctl -u rsyslog -n 20'",
+    ),
+    HOPS[2]: (
+        "its line is in the log, and no row came: the collector does not read on, or cannot write",
+        "{ssh} journalctl -u knockmap-collector -n 20",
+    ),
+    HOPS[3]: (
+        "its row is in the database, and it is not shown behind the login",
+        "{ssh} journalctl -u knockmap-dashboard -u apache2 -n 20",
+    ),
+}
+
+
+def has(body: bytes, mark: str) -> bool:
+    try:
+        return any(mark in str(line["text"]) for line in json.loads(body)["lines"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def get(host: str, path: str, way_in: dict[str, Any], port: int = 443) -> tuple[int, bytes]:
+    """Status and body, with the stored login, from nobody but the pinned certificate. Raises OSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the pin is more than that
+    connection = http.client.HTTPSConnection(host, port, timeout=3, context=context)
+    try:
+        connection.connect()
+        shown: bytes = connection.sock.getpeercert(True) or b""
+        if hashlib.sha256(shown).hexdigest() != way_in["certificate"]:
+            raise OSError(f"{host}:{port} shows another certificate than the host has")
+        login = base64.b64encode(f"{way_in['user']}:{way_in['password']}".encode()).decode()
+        connection.request("GET", path, headers={"Authorization": f"Basic {login}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read(1 << 20)
+    except http.client.HTTPException as error:
+        raise OSError(f"no HTTP answer: {type(error).__name__}") from error
+    finally:
+        connection.close()

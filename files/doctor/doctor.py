@@ -1,0 +1,96 @@
+"""Looks at every link of the chain on the target, once, as root; writes nothing.
+
+Arrives on stdin like the engine's agent, with its job behind it, and answers one JSON object per line:
+{"event": "hello", "now"}, {"event": "link", "name", "state", "cause", "next"}…, then, if asked for, the proof packets:
+{"event": "ready", "to"}, {"event": "hop", "name", "ms"}…, {"event": "stopped" | "passed" | "stored"}, {"event": "end"}.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import packet
+import sensor
+import storage
+import web
+from look import Link, Target, bad
+
+# What all stands on comes first, so that the first that is bad is the cause of what is bad behind it.
+LINKS: tuple[tuple[str, Callable[[Target], Link]], ...] = (
+    ("disk", storage.disk),
+    ("sshd", sensor.sshd),
+    ("rule", sensor.rule),
+    ("counter", sensor.counter),
+    ("log", sensor.log),
+    ("syslog", sensor.syslog),
+    ("rotation", sensor.rotation),
+    ("collector", storage.collector),
+    ("GeoIP", storage.geoip),
+    ("database", storage.database),
+    ("dashboard", web.dashboard),
+    ("Apache", web.apache),
+    ("certificate", web.certificate),
+    ("login", web.login),
+)
+PATIENCE, IMPATIENCE = 3.0, 0.7  # seconds for each hop; little where something is known to be bad
+
+
+def emit(event: str, **fields: Any) -> None:
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def examine(target: Target) -> dict[str, Link]:
+    """Every link. `rule` answers for a host on which nothing of ours is."""
+    if not target.tasks:
+        return {"rule": bad("nothing of knockmap is deployed on this host", "{fab} deploy")}
+    if "iptables_log" in target.tasks:
+        target.job["counts"] = attempt(sensor.counts)
+    found = {name: looked_at(look, target) for name, look in LINKS}
+    return told_as_causes(found)
+
+
+def attempt(look: Callable[[], Any]) -> Any:
+    try:
+        return look()
+    except (OSError, ValueError):
+        return None
+
+
+def looked_at(look: Callable[[Target], Link], target: Target) -> Link:
+    try:
+        return look(target)
+    except Exception as error:  # one link that cannot be looked at must not hide the others
+        return bad(f"it cannot be looked at: {type(error).__name__}: {error}", "{fab} deploy")
+
+
+def told_as_causes(found: dict[str, Link]) -> dict[str, Link]:
+    """A symptom whose cause stands further down becomes a warning that names it."""
+    names = list(found)
+    for place, name in enumerate(names):
+        causes = [
+            other for other in names[place + 1 :] if found[other].state == "bad" and not found[other].symptom
+        ]
+        if found[name].symptom and "database" in causes:
+            cause = f"{found[name].cause}; see database"
+            found[name] = found[name]._replace(state="warn", cause=cause)
+    return found
+
+
+def main() -> None:
+    stream = sys.stdin.buffer
+    job: dict[str, Any] = json.loads(stream.read(int(stream.readline())))
+    emit("hello", now=time.time())
+    target = Target(job)
+    found = examine(target)
+    for name, link in found.items():
+        emit("link", name=name, state=link.state, cause=link.cause, next=link.next)
+    ill = any(link.state == "bad" for link in found.values())
+    if job["packets"]:
+        emit("way in", **web.way_in(target))
+    for one in job["packets"] if target.tasks else ():
+        packet.follow(target, one, emit, IMPATIENCE if ill else PATIENCE)
+    emit("end")
