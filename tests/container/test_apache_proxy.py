@@ -598,7 +598,10 @@ def test_other_sites_answer_as_before_and_undo_leaves_them(
     time.sleep(1)
     assert shop() == before
     user = login_of(fab, box)
-    assert ask(box, "/map/", user, Host=box.name).status == 200
+    shown = json.loads(fab(box, "credentials", "--json").out)
+    # By an address a browser sends no name before TLS, and is at the first site.
+    assert shown["url"] == f"https://{box.name}/map/"
+    assert ask(box, "/map/", user, name=box.name).status == 200
     assert fab(box, "apache-proxy").last.endswith("ok, 0 changed, 0 failed, 0 skipped")
     assert fab(box, "undo", "apache-proxy", "--packages", "--data").rc == 0
     time.sleep(1)
@@ -620,7 +623,7 @@ def test_an_nginx_on_the_ports_is_refused_before_anything_changes(
         refused = fab(box, *words)
         assert refused.rc == 1, refused.out
         assert "port 80 is taken by nginx" in refused.out and "nothing was touched" in refused.out
-        assert " 0 changed, 1 failed," in refused.last
+        assert " 0 would change, 1 failed," in refused.last or " 0 changed, 1 failed," in refused.last
     assert box.run(["sh", "-c", look])[1] == before
 
 

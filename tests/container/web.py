@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import socket
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -27,15 +28,19 @@ def basic(login: tuple[str, str] | str) -> str:
 
 
 class Web:
-    """One connection to a box, kept alive; over TLS unless it is port 80."""
+    """One connection to a box, kept alive; over TLS (with `name` as its SNI) unless it is port 80."""
 
-    def __init__(self, box: Box, port: int = 443) -> None:
+    def __init__(self, box: Box, port: int = 443, name: str = "") -> None:
         if port == 80:
             self.connection = http.client.HTTPConnection(box.address, timeout=10)
         else:
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            self.connection = http.client.HTTPSConnection(box.address, timeout=10, context=context)
+            self.connection = http.client.HTTPSConnection(name or box.address, timeout=10, context=context)
+            # Whatever the name, the box is meant.
+            self.connection._create_connection = lambda to, *rest: socket.create_connection(  # type: ignore[attr-defined]
+                (box.address, 443), *rest
+            )
 
     def ask(
         self, path: str, login: tuple[str, str] | str = "", method: str = "GET", **headers: str
@@ -61,10 +66,11 @@ def ask(
     login: tuple[str, str] | str = "",
     port: int = 443,
     method: str = "GET",
+    name: str = "",
     **headers: str,
 ) -> Answer:
-    """One question over a connection of its own."""
-    web = Web(box, port)
+    """One question over a connection of its own; `name` is what a browser has in its address bar."""
+    web = Web(box, port, name)
     try:
         return web.ask(path, login, method, **headers)
     finally:
