@@ -411,7 +411,7 @@ def test_a_rotation_between_looking_and_opening_loses_no_line(bench: Bench) -> N
         bench.log.rename(f"{bench.log}.1")
         bench.write(lines[20:])
         for part, position in bench.collector.files.chunks(path):
-            bench.collector.store(part, position)
+            bench.collector.store([(part, position)])
     bench.collector.step()
     bench.whole(lines)
 
