@@ -6,6 +6,7 @@ How far each log file was read is committed in the same transaction as its rows.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import socket
@@ -26,7 +27,8 @@ from geoip import Atlas, Place
 from iptables_line import SECONDS, Event, Unparsed, address_of, hours, numbers, parse, usual_columns
 from log_files import Chunk, LogFiles, Position
 
-TRANSACTION = 32_000  # lines; sums of many are added up at once
+TRANSACTION = 64_000  # lines at most; the sums of many are added up at once
+MOST_UNPARSED = 1000  # in one transaction: they wait in memory
 KEPT_UNPARSED = 10_000
 KEPT_POSITIONS = 1_000  # of log files; more than any rotation keeps
 FULL_BLOCK = 500  # lines, or more; one alone would not get smaller, and to show one all are unpacked
@@ -124,10 +126,10 @@ class Collector:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             batch = self.begin()
-            for text, position in chunks:
+            for text, position in chunks:  # noqa: B007 - the last one is noted
                 self.insert(text, batch)
                 taken += text.count(b"\n") + 1
-                if taken >= TRANSACTION:
+                if taken >= TRANSACTION or len(batch.unparsed) >= MOST_UNPARSED:
                     break
             self.finish(batch)
             row = position.id, position.first, position.offset, position.tail
@@ -423,6 +425,7 @@ def options(argv: list[str]) -> tuple[Options, float, bool]:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     chosen, poll, once = options(sys.argv[1:])
+    gc.set_threshold(50_000)  # next to nothing here refers to itself, and to look for that takes time
     collector = Collector(chosen)
     print(f"collecting from {chosen.log}, GeoIP: {', '.join(collector.atlas.kinds()) or 'none'}", flush=True)
     if once:
