@@ -198,19 +198,26 @@ class Course:
         path, mark = f"/map/api/lines?{urlencode(query)}", f"SPT={event['port']} "
         deadline, why = time.monotonic() + JSON_SECONDS, ""
         while time.monotonic() < deadline:
-            try:
-                status, body = get(self.c.host, path, self.way_in)
-            except OSError as error:
-                why = str(error)
-            else:
-                if status == 200 and has(body, mark):
-                    ms = round((time.monotonic() - self.sent) * 1000)
-                    self.proofs[-1].hops.append({"name": HOPS[3], "ms": ms})
-                    return
-                why = f"Apache answers {status}" if status != 200 else "the line is not among the answers"
+            status, why = self.ask_once(path, mark)
+            if status == 200 and not why:
+                ms = round((time.monotonic() - self.sent) * 1000)
+                self.proofs[-1].hops.append({"name": HOPS[3], "ms": ms})
+                return
+            if status in (401, 403, 429):
+                break  # asking on would count as guessing, and lock this machine out
             time.sleep(0.2)
         self.stop(HOPS[3])
         self.proofs[-1].cause += f": {why}"
+
+    def ask_once(self, path: str, mark: str) -> tuple[int, str]:
+        """HTTP status (0: no answer) and why the line is not shown; "" if it is."""
+        try:
+            status, body = get(self.c.host, path, self.way_in)
+        except OSError as error:
+            return 0, str(error)
+        if status != 200:
+            return status, f"Apache answers {status}"
+        return status, "" if has(body, mark) else "the line is not among the answers"
 
 
 # Where it stopped → why, and what to type next.

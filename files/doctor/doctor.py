@@ -90,7 +90,7 @@ def main() -> None:
         emit("link", name=name, state=link.state, cause=link.cause, next=link.next)
     ill = any(link.state == "bad" for link in found.values())
     if job["packets"]:
-        emit("way in", **web.way_in(target))
+        emit("way in", **web.way_in(target, found))
     for one in job["packets"] if target.tasks else ():
         packet.follow(target, one, emit, IMPATIENCE if ill else PATIENCE)
     emit("end")

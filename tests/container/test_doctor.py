@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from fabfile.settings import Settings
 from tests.container.conftest import Fab
 from tests.container.test_iptables_log import sh
 from tests.unit import mmdb
+from tests.unit.tls import certificate
 
 FabCommand = Callable[..., Fab]
 DB = "/var/lib/knockmap/collector/knockmap.db"
@@ -32,6 +34,9 @@ STOP, START = (
     "systemctl stop knockmap-collector",
     "systemctl reset-failed; systemctl start knockmap-collector",
 )
+# Who has the database open keeps its WAL, and with that the pages as they were.
+STOP_ALL = f"{STOP}; systemctl stop knockmap-dashboard 2>/dev/null || true"
+START_ALL = f"{START}; systemctl start knockmap-dashboard 2>/dev/null || true"
 DAY = 86400
 # With what `web` deploys, the chain goes on to the browser.
 WEB = {"dashboard", "apache_proxy"} <= set(fabfile.TASKS)
@@ -53,7 +58,7 @@ def aside(path: str) -> tuple[str, str]:
 
 def on_site(directive: str) -> str:
     """Shell for the value of a directive in Apache's sites."""
-    return f"$(grep -rhoP '^\\s*{directive}\\s+\\K\\S+' /etc/apache2/sites-enabled/ | head -n 1 | tr -d '\"')"
+    return f"$(grep -RhoP '^\\s*{directive}\\s+\\K\\S+' /etc/apache2/sites-enabled/ | head -n 1 | tr -d '\"')"
 
 
 SQL = "import sqlite3; db = sqlite3.connect('%s', isolation_level=None); db.execute('%s')"
@@ -62,10 +67,9 @@ SMALL = f"""{STOP}; mkdir -p /root/kept; cp -a /var/lib/knockmap/collector/. /ro
 mount -t tmpfs -o size=32M,uid=$(id -u knockmap),gid=$(id -g knockmap),mode=750 tmpfs /var/lib/knockmap/collector
 cp -a /root/kept/. /var/lib/knockmap/collector/; {START}"""
 
-EXPIRE = f"""cp -a {on_site("SSLCertificateFile")} /root/was.pem; cd /root
-openssl req -x509 -newkey rsa:2048 -nodes -keyout old.key -out new.pem -subj /CN=old 2>/dev/null
-openssl x509 -in new.pem -signkey old.key -days -2 -out old.pem 2>/dev/null
-cat old.pem old.key >{on_site("SSLCertificateFile")}; systemctl reload apache2"""
+EXPIRED = certificate(datetime.now(timezone.utc) - timedelta(days=3))[1].decode()
+EXPIRE = f"""cp -a {on_site("SSLCertificateFile")} /root/was.pem
+echo '{EXPIRED}' >{on_site("SSLCertificateFile")}; systemctl reload apache2"""
 
 CHAIN = [
     Breakage("disk-full", SMALL, f"{STOP}; umount /var/lib/knockmap/collector; {START}", "disk", "MiB are free in /var/lib/knockmap/collector"),
@@ -90,7 +94,7 @@ CHAIN = [
     Breakage("mmdb-damaged", "cp -a /var/lib/knockmap/geo /root/; for f in /var/lib/knockmap/geo/*; do printf x | dd of=$f bs=1 seek=40 conv=notrunc status=none; done", "cp -a /root/geo/. /var/lib/knockmap/geo/", "GeoIP", "search tree is corrupt"),
     Breakage("mmdb-replaced", "cp -a /var/lib/knockmap/geo /root/; sed -i s/Test-City/Fest-City/ /var/lib/knockmap/geo/*", "cp -a /root/geo/. /var/lib/knockmap/geo/", "GeoIP", "is not what was deployed"),
     Breakage("database-locked", f'systemd-run -q --unit hold python3 -c "{HOLD}"; sleep 0.3', "systemctl stop hold", "database", "locked"),
-    Breakage("database-damaged", f"{STOP}; cp -a {DB} /root/; dd if=/dev/urandom of={DB} bs=4096 seek=1 count=20 conv=notrunc status=none; {START}; sleep 0.5", f"{STOP}; cp -a /root/knockmap.db {DB}; {START}", "database", "is damaged"),
+    Breakage("database-damaged", f"{STOP_ALL}; cp -a {DB} /root/; dd if=/dev/urandom of={DB} bs=4096 seek=1 count=20 conv=notrunc status=none; {START_ALL}; sleep 0.5", f"{STOP_ALL}; cp -a /root/knockmap.db {DB}; {START_ALL}", "database", "is damaged"),
     Breakage("database-gone", f"{STOP}; mkdir /root/away; mv {DB}* /root/away/; chmod 500 /var/lib/knockmap/collector; {START}", f"{STOP}; chmod 750 /var/lib/knockmap/collector; mv /root/away/* /var/lib/knockmap/collector/; rmdir /root/away; {START}", "database", "there is no database"),
     Breakage("port-22-filtered", "iptables -t raw -I PREROUTING -p tcp --dport 22 -j DROP", "iptables -t raw -F", "proof packet", "filters port 22"),
 ]  # fmt: skip
