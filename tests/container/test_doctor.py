@@ -7,6 +7,7 @@ clock and cannot unload a kernel module, so there the operator's clock and the k
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -17,6 +18,7 @@ import pytest
 from box import Box, attack
 from box.images import client
 from box.machine import relay_name
+from docker.types import IPAMConfig, IPAMPool
 from fabric.config import Config
 
 import fabfile
@@ -34,8 +36,8 @@ STOP, START = (
     "systemctl stop knockmap-collector",
     "systemctl reset-failed; systemctl start knockmap-collector",
 )
-# Who has the database open keeps its WAL, and with that the pages as they were.
-STOP_ALL = f"{STOP}; systemctl stop knockmap-dashboard 2>/dev/null || true"
+# While the dashboard has the database open, the collector's end leaves the WAL there, and with it the pages as they were.
+STOP_ALL = f"systemctl stop knockmap-dashboard 2>/dev/null || true; {STOP}"
 START_ALL = f"{START}; systemctl start knockmap-dashboard 2>/dev/null || true"
 DAY = 86400
 # With what `web` deploys, the chain goes on to the browser.
@@ -181,6 +183,25 @@ def test_all_is_well_and_one_syn_is_followed_to_the_end(fab: FabCommand, box: Bo
     address, port = packet["seen_as"].split(" port ")
     lines = fab(box, "scanners", "--json").out
     assert f"SRC={address} " in lines and f"SPT={port} " in lines
+
+
+def test_over_ipv6_a_syn_is_followed_as_well(fab: FabCommand, box: Box, deployed: Fab) -> None:
+    """By a network of its own, since the ports of a box are published over IPv4 alone."""
+    pool = IPAMPool(subnet=f"fd22:{os.getpid() % 0xFFFF:x}::/64")
+    network = client().networks.create(
+        f"{box.container}-v6", enable_ipv6=True, ipam=IPAMConfig(pool_configs=[pool])
+    )
+    try:
+        network.connect(box.container)
+        networks = client().containers.get(box.container).attrs["NetworkSettings"]["Networks"]
+        shown = fab(box, "doctor", "--json", "--to", networks[network.name]["GlobalIPv6Address"])
+        network.disconnect(box.container)
+    finally:
+        network.remove()
+    found = json.loads(shown.out)
+    (packet,) = found["proof"]["packets"]
+    assert found["ok"] and packet["family"] == 6 and ":" in packet["seen_as"]
+    assert [hop["name"] for hop in packet["hops"]][:3] == ["counter", "log line", "database row"]
 
 
 def test_the_links_stand_in_the_order_of_the_chain(fab: FabCommand, box: Box, deployed: Fab) -> None:
