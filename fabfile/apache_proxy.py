@@ -184,5 +184,5 @@ def resources(settings: Settings) -> list[Resource]:
 
 @host_task
 def apache_proxy(c: Any, check: bool = False, diff: bool = False) -> Report:
-    """Put Apache with TLS and a login in front of the dashboard, and leave its other sites alone."""
+    """Put Apache with TLS and a login in front of the dashboard."""
     return converge(c, {"apache_proxy": resources(named(c, fleet.settings(c)))}, check=check, diff=diff)

@@ -58,14 +58,11 @@ def is_trusted(chain: list[Certificate]) -> bool:
     from cryptography import x509
     from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-    authorities = [x509.load_der_x509_certificate(der) for der in _authorities()]
-    with contextlib.suppress(VerificationError, ValueError):
-        verifier = PolicyBuilder().store(Store(authorities)).build_client_verifier()
-        verifier.verify(chain[0], chain[1:])
+    authorities = ssl.create_default_context().get_ca_certs(binary_form=True)
+    with contextlib.suppress(VerificationError, ValueError, IndexError, x509.ExtensionNotFound):
+        names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        subject = x509.DNSName(names.get_values_for_type(x509.DNSName)[0].replace("*", "any"))
+        store = Store([x509.load_der_x509_certificate(der) for der in authorities])
+        PolicyBuilder().store(store).build_server_verifier(subject).verify(chain[0], chain[1:])
         return True
     return False
-
-
-def _authorities() -> list[bytes]:
-    context = ssl.create_default_context()
-    return context.get_ca_certs(binary_form=True)

@@ -1,4 +1,4 @@
-"""The whole thing in one command: a VPS in Docker, deployed, with a day of made-up past and live SYNs from all over the world.
+"""The whole thing in one command: a VPS in Docker, deployed, with a made-up past and live SYNs from all over the world.
 
 Where no Docker engine answers: collector and dashboard alone, on loopback and without root, from a made-up log.
 """
@@ -23,10 +23,10 @@ from . import history, images, machine, state
 from .attack import attack
 from .images import BoxError
 
-NAME = "demo"
-PAST_HOURS, PAST_LINES = 24, 12_000
+NAME = os.environ.get("BOX_DEMO", "demo")  # tests must not take the one that you look at
+PAST_HOURS, PAST_LINES = 36, 15_000
 RATE, MINUTES = 3, 30  # live SYNs per second, and for how long
-FOLDER = state.FOLDER / "demo-local"
+FOLDER = state.FOLDER / f"{NAME}-local"
 PIDS = FOLDER / "pids.json"
 STEPS = 5
 
@@ -108,7 +108,7 @@ def keep_attacking() -> None:
     """SYNs go on beside us, and end by themselves: after MINUTES, or with the box."""
     argv = [sys.executable, "-m", "box.demo", "attack"]
     environment = {**os.environ, "PYTHONPATH": str(state.ROOT / "docker")}
-    with (state.FOLDER / "demo-attack.log").open("w") as log:
+    with (state.FOLDER / f"{NAME}-attack.log").open("w") as log:
         subprocess.Popen(
             argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -116,7 +116,7 @@ def keep_attacking() -> None:
 
 def attack_on() -> None:
     """One at a time, however often the demo is started."""
-    with state.lock("demo-attack.lock"):
+    with state.lock(f"{NAME}-attack.lock"):
         until = time.monotonic() + MINUTES * 60
         while time.monotonic() < until and NAME in machine.boxes():
             attack(machine.find(NAME), sources=200, count=RATE * 20, rate=RATE)

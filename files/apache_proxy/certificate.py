@@ -22,6 +22,7 @@ import sys
 CONFIG = "/etc/knockmap/apache.json"
 STATE = "/var/lib/knockmap/apache"
 NAMES, PEM, OPERATORS = f"{STATE}/names.conf", f"{STATE}/self-signed.pem", f"{STATE}/certificate.pem"
+SITES = "/etc/apache2/sites-enabled"
 STAGED = f"{STATE}/md/staging/*/pubcert.pem"
 DAYS, RENEW_DAYS, WARN_DAYS = 90, 30, 14
 
@@ -192,6 +193,9 @@ def show(name: str) -> None:
         config = json.load(file)
     found = names(config)
     host = plain(name) if plain(name) in found else found[0]
+    # By an address a browser sends no name before TLS, and Apache would be at another site already.
+    if set(os.listdir(SITES)) - {"zz-knockmap.conf"} and is_address(host):
+        host = next((other for other in found if not is_address(other)), host)
     shown = run("openssl", "x509", "-in", PEM, "-noout", "-fingerprint", "-sha256").stdout
     fingerprint = shown.strip().rpartition("=")[2] if config["certificate"] == "self-signed" else ""
     print(json.dumps({"url": f"https://{in_urls(host)}/map/", "fingerprint": fingerprint}))

@@ -1,7 +1,7 @@
 #!/usr/bin/python3 -IS
 """On the target: let HTTP and HTTPS in where ufw or firewalld would not.
 
-check     succeed if they are let in, or no such firewall is active
+check     succeed if `open` was here, and they are let in or no such firewall is active
 open      make it so, and remember what was opened
 close     take back what `open` opened
 """
@@ -81,8 +81,13 @@ def let_in() -> None:
     for firewall, port in wants():
         change(firewall, port, "add")
         opened.append([firewall, port])
-        with open(OPENED, "w", encoding="utf-8") as file:
-            json.dump(opened, file)
+        note(opened)
+    note(opened)
+
+
+def note(opened: list[list[str | int]]) -> None:
+    with open(OPENED, "w", encoding="utf-8") as file:
+        json.dump(opened, file)
 
 
 def close() -> None:
@@ -95,7 +100,7 @@ def close() -> None:
 
 def main() -> None:
     if sys.argv[1:] == ["check"]:
-        sys.exit(1 if wants() else 0)
+        sys.exit(0 if os.path.exists(OPENED) and not wants() else 1)
     {"open": let_in, "close": close}[sys.argv[1]]()
 
 

@@ -205,6 +205,8 @@ def forget() -> None:
     for path in (HASHES, CONF):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+    with contextlib.suppress(OSError):  # others' secrets stay
+        os.rmdir(SECRETS)
 
 
 def main() -> None:

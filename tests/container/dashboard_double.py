@@ -26,7 +26,5 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_POST = do_GET  # noqa: N815
-
 
 ThreadingHTTPServer(("127.0.0.1", 8722), Handler).serve_forever()

@@ -16,6 +16,7 @@ REMAINDER = (
     "/etc/shadow-",
     "/etc/gshadow-",
     "/etc/ld.so.cache",  # rewritten by ldconfig with other times
+    "/var/lib/apache2 ",  # Debian's apache2 leaves this empty folder when it is purged
     "/var/cache/",  # apt's and ldconfig's
     "/var/lib/apt/",  # package lists, and which packages came automatically
     "/var/lib/dpkg/",  # dpkg's copies of its former status, and the log of triggers

@@ -34,6 +34,7 @@ async function load() {
   const began = performance.now(), asked = span();
   try {
     const fresh = await ask('view', parameters(asked), turn.signal);
+    took = performance.now() - began;
     view = fresh;
     trouble = null;
     document.body.classList.remove('loading');
@@ -47,7 +48,6 @@ async function load() {
     if (error.name === 'AbortError') return;
     trouble = error;
   }
-  took = performance.now() - began;
   loadedAt = Date.now();
   tell();
 }
@@ -103,8 +103,8 @@ async function look() {
     if (trouble) { trouble = null; stale = true; }
     if (last && found.last !== last) { stale = true; charts.pulse(found.events); }
     last = found.last;
-    // A span that is long to answer is asked for less often.
-    const due = Date.now() - loadedAt > Math.max(500, 15 * took);
+    // A span that takes long to answer is asked for less often.
+    const due = Date.now() - loadedAt > 4 * took;
     const slides = state.range && Date.now() - loadedAt > 60_000;
     if ((stale && due && state.range) || slides) { stale = false; await load(); }
   } catch (error) { trouble = error; }
