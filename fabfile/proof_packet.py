@@ -10,11 +10,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import http.client
 import json
-import secrets
+import random
 import socket
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +30,7 @@ class Packet:
 
     def __init__(self, family: int, to: str, came_from: str, guessed: bool = False) -> None:
         self.family, self.to, self.guessed = family, to, guessed
-        self.window = 1200 + secrets.randbelow(200)  # nobody else sends such a small one
+        self.window = random.randrange(1200, 1400)  # noqa: S311 # a mark, no secret: nobody else sends so small a one
         self.socket = socket.socket(FAMILIES[family], socket.SOCK_STREAM)
         self.socket.setblocking(False)
         with contextlib.suppress(OSError):
@@ -250,6 +248,9 @@ def has(body: bytes, mark: str) -> bool:
 
 def get(host: str, path: str, way_in: dict[str, Any], port: int = 443) -> tuple[int, bytes]:
     """Status and body, with the stored login, from nobody but the pinned certificate. Raises OSError."""
+    import http.client  # here and not above: every `fab` command would wait for them
+    import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the pin is more than that
     connection = http.client.HTTPSConnection(host, port, timeout=3, context=context)
