@@ -18,6 +18,7 @@ from typing import Any
 from fabric import Connection  # type: ignore[import-untyped]
 
 from fabfile import proof_packet
+from fabfile.engine.errors import HostError
 from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.report import Answer, printable
 from fabfile.engine.resources import ROOT
@@ -101,7 +102,11 @@ def doctor(c: Connection, json: bool = False, to: str = "") -> Answer:
 
 def after_deploy(c: Connection, chosen: Settings) -> None:
     """Tell what is not well, in one notice each. No packet is sent: it would count on the map."""
-    found = examine(c, chosen, proof=False)
+    try:
+        found = examine(c, chosen, proof=False)
+    except HostError as error:  # what was deployed is deployed
+        c.tell(f"doctor: {error}")
+        return
     for link in found.links:
         if link.state in ("warn", "bad"):
             c.tell(f"doctor: {link.state}: {link.name}: {link.cause}; next: {link.next}")

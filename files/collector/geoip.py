@@ -72,7 +72,10 @@ class Atlas:
         for reader in self.readers:
             try:
                 record = reader.get(address)
-            except ValueError:  # an IPv6 address and a database of IPv4
+            except (
+                ValueError,
+                RuntimeError,
+            ):  # an IPv6 address and a database of IPv4; or a damaged database
                 continue
             if isinstance(record, dict):
                 place = place_of(record)

@@ -69,15 +69,14 @@ def looked_at(look: Callable[[Target], Link], target: Target) -> Link:
 
 def told_as_causes(found: dict[str, Link]) -> dict[str, Link]:
     """A symptom whose cause stands further down becomes a warning that names it."""
-    names = list(found)
-    for place, name in enumerate(names):
-        causes = [
-            other for other in names[place + 1 :] if found[other].state == "bad" and not found[other].symptom
-        ]
-        if found[name].symptom and "database" in causes:
-            cause = f"{found[name].cause}; see database"
-            found[name] = found[name]._replace(state="warn", cause=cause)
-    return found
+    causes = [name for name in ("GeoIP", "database") if name in found and found[name].state == "bad"]
+    if not causes:
+        return found
+    told = {
+        name: link._replace(state="warn", cause=f"{link.cause}; see {causes[0]}")
+        for name, link in found.items()
+    }
+    return {name: told[name] if link.symptom else link for name, link in found.items()}
 
 
 def main() -> None:
@@ -90,7 +89,7 @@ def main() -> None:
         emit("link", name=name, state=link.state, cause=link.cause, next=link.next)
     ill = any(link.state == "bad" for link in found.values())
     if job["packets"]:
-        emit("way in", **web.way_in(target))
+        emit("way in", **web.way_in(target, found))
     for one in job["packets"] if target.tasks else ():
         packet.follow(target, one, emit, IMPATIENCE if ill else PATIENCE)
     emit("end")

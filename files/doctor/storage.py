@@ -91,12 +91,14 @@ def collector(target: Target) -> Link:
         return warn("the collector runs and is not enabled, so it will not after a reboot", again)
     if seconds > 10:
         return warn(f"the collector runs and is {behind}", words)
+    if edited := target.edited("collector"):
+        return warn(f"{edited} was edited since it was deployed", again)
     return ok(f"runs, {behind}" if size else "runs, has read all of the log")
 
 
 def lag() -> tuple[float, int]:
     """How old the first unread line of the log is, in seconds, and how many bytes are unread."""
-    with contextlib.suppress(sqlite3.Error, OSError), open(LOG, "rb") as log:
+    with contextlib.suppress(sqlite3.Error, OSError, KeyError), open(LOG, "rb") as log:
         first = log.readline(4096)
         with reading() as db:
             offset = int(one(db, "SELECT max(offset) FROM position WHERE first = ?", first) or 0)
@@ -276,7 +278,7 @@ def unparsed(db: sqlite3.Connection) -> Link | None:
 
 def row_of(address: str, port: int, since: int) -> int:
     """The id of the event with this source and port since then; 0 if there is none."""
-    with contextlib.suppress(sqlite3.Error, OSError), reading() as db:
+    with contextlib.suppress(sqlite3.Error, OSError, KeyError), reading() as db:
         return int(
             one(
                 db,

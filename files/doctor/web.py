@@ -84,6 +84,8 @@ def dashboard(target: Target) -> Link:
     if answer.status != 200 or not is_status(answer.body):
         what = first_line(answer.body.decode(errors="replace"))
         return bad(f"the dashboard answers {answer.status} to {STATUS}: {what}", words, symptom=True)
+    if edited := target.edited("dashboard"):
+        return warn(f"{edited} was edited since it was deployed", again)
     return ok(f"answers on 127.0.0.1:{port} in {ms:.0f} ms")
 
 
@@ -124,6 +126,8 @@ def apache(target: Target) -> Link:
         return bad("Apache shows the map without a login", again)
     if answer.status != 401:
         return bad(f"Apache answers {answer.status} for /map/, where it is to ask for a login", again)
+    if edited := target.edited("apache_proxy"):
+        return warn(f"{edited} was edited since it was deployed", again)
     return ok("answers on port 443 and asks for a login")
 
 
@@ -223,10 +227,12 @@ def authorization(user: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 
 
-def way_in(target: Target) -> dict[str, Any]:
+def way_in(target: Target, found: dict[str, Link]) -> dict[str, Any]:
     """What the operator's side needs to come in as a browser does, and to know that it is this host; or `trouble`."""
     if not {"dashboard", "apache_proxy"} <= target.tasks:
         return {}
+    if found["login"].state == "bad":  # a login that fails would count as a guess
+        return {"trouble": found["login"].cause}
     password = stored_password(target)
     if not password:
         return {"why": "not asked for, since the password is your own"}

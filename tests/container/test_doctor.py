@@ -7,8 +7,10 @@ clock and cannot unload a kernel module, so there the operator's clock and the k
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import pytest
 from box import Box, attack
 from box.images import client
 from box.machine import relay_name
+from docker.types import IPAMConfig, IPAMPool
 from fabric.config import Config
 
 import fabfile
@@ -25,6 +28,7 @@ from fabfile.settings import Settings
 from tests.container.conftest import Fab
 from tests.container.test_iptables_log import sh
 from tests.unit import mmdb
+from tests.unit.tls import certificate
 
 FabCommand = Callable[..., Fab]
 DB = "/var/lib/knockmap/collector/knockmap.db"
@@ -32,6 +36,9 @@ STOP, START = (
     "systemctl stop knockmap-collector",
     "systemctl reset-failed; systemctl start knockmap-collector",
 )
+# While the dashboard has the database open, the collector's end leaves the WAL there, and with it the pages as they were.
+STOP_ALL = f"systemctl stop knockmap-dashboard 2>/dev/null || true; {STOP}"
+START_ALL = f"{START}; systemctl start knockmap-dashboard 2>/dev/null || true"
 DAY = 86400
 # With what `web` deploys, the chain goes on to the browser.
 WEB = {"dashboard", "apache_proxy"} <= set(fabfile.TASKS)
@@ -53,7 +60,7 @@ def aside(path: str) -> tuple[str, str]:
 
 def on_site(directive: str) -> str:
     """Shell for the value of a directive in Apache's sites."""
-    return f"$(grep -rhoP '^\\s*{directive}\\s+\\K\\S+' /etc/apache2/sites-enabled/ | head -n 1 | tr -d '\"')"
+    return f"$(grep -RhoP '^\\s*{directive}\\s+\\K\\S+' /etc/apache2/sites-enabled/ | head -n 1 | tr -d '\"')"
 
 
 SQL = "import sqlite3; db = sqlite3.connect('%s', isolation_level=None); db.execute('%s')"
@@ -62,10 +69,9 @@ SMALL = f"""{STOP}; mkdir -p /root/kept; cp -a /var/lib/knockmap/collector/. /ro
 mount -t tmpfs -o size=32M,uid=$(id -u knockmap),gid=$(id -g knockmap),mode=750 tmpfs /var/lib/knockmap/collector
 cp -a /root/kept/. /var/lib/knockmap/collector/; {START}"""
 
-EXPIRE = f"""cp -a {on_site("SSLCertificateFile")} /root/was.pem; cd /root
-openssl req -x509 -newkey rsa:2048 -nodes -keyout old.key -out new.pem -subj /CN=old 2>/dev/null
-openssl x509 -in new.pem -signkey old.key -days -2 -out old.pem 2>/dev/null
-cat old.pem old.key >{on_site("SSLCertificateFile")}; systemctl reload apache2"""
+EXPIRED = certificate(datetime.now(timezone.utc) - timedelta(days=3))[1].decode()
+EXPIRE = f"""cp -a {on_site("SSLCertificateFile")} /root/was.pem
+echo '{EXPIRED}' >{on_site("SSLCertificateFile")}; systemctl reload apache2"""
 
 CHAIN = [
     Breakage("disk-full", SMALL, f"{STOP}; umount /var/lib/knockmap/collector; {START}", "disk", "MiB are free in /var/lib/knockmap/collector"),
@@ -90,7 +96,7 @@ CHAIN = [
     Breakage("mmdb-damaged", "cp -a /var/lib/knockmap/geo /root/; for f in /var/lib/knockmap/geo/*; do printf x | dd of=$f bs=1 seek=40 conv=notrunc status=none; done", "cp -a /root/geo/. /var/lib/knockmap/geo/", "GeoIP", "search tree is corrupt"),
     Breakage("mmdb-replaced", "cp -a /var/lib/knockmap/geo /root/; sed -i s/Test-City/Fest-City/ /var/lib/knockmap/geo/*", "cp -a /root/geo/. /var/lib/knockmap/geo/", "GeoIP", "is not what was deployed"),
     Breakage("database-locked", f'systemd-run -q --unit hold python3 -c "{HOLD}"; sleep 0.3', "systemctl stop hold", "database", "locked"),
-    Breakage("database-damaged", f"{STOP}; cp -a {DB} /root/; dd if=/dev/urandom of={DB} bs=4096 seek=1 count=20 conv=notrunc status=none; {START}; sleep 0.5", f"{STOP}; cp -a /root/knockmap.db {DB}; {START}", "database", "is damaged"),
+    Breakage("database-damaged", f"{STOP_ALL}; cp -a {DB} /root/; dd if=/dev/urandom of={DB} bs=4096 seek=1 count=20 conv=notrunc status=none; {START_ALL}; sleep 0.5", f"{STOP_ALL}; cp -a /root/knockmap.db {DB}; {START_ALL}", "database", "is damaged"),
     Breakage("database-gone", f"{STOP}; mkdir /root/away; mv {DB}* /root/away/; chmod 500 /var/lib/knockmap/collector; {START}", f"{STOP}; chmod 750 /var/lib/knockmap/collector; mv /root/away/* /var/lib/knockmap/collector/; rmdir /root/away; {START}", "database", "there is no database"),
     Breakage("port-22-filtered", "iptables -t raw -I PREROUTING -p tcp --dport 22 -j DROP", "iptables -t raw -F", "proof packet", "filters port 22"),
 ]  # fmt: skip
@@ -177,6 +183,25 @@ def test_all_is_well_and_one_syn_is_followed_to_the_end(fab: FabCommand, box: Bo
     address, port = packet["seen_as"].split(" port ")
     lines = fab(box, "scanners", "--json").out
     assert f"SRC={address} " in lines and f"SPT={port} " in lines
+
+
+def test_over_ipv6_a_syn_is_followed_as_well(fab: FabCommand, box: Box, deployed: Fab) -> None:
+    """By a network of its own, since the ports of a box are published over IPv4 alone."""
+    pool = IPAMPool(subnet=f"fd22:{os.getpid() % 0xFFFF:x}::/64")
+    network = client().networks.create(
+        f"{box.container}-v6", enable_ipv6=True, ipam=IPAMConfig(pool_configs=[pool])
+    )
+    try:
+        network.connect(box.container)
+        networks = client().containers.get(box.container).attrs["NetworkSettings"]["Networks"]
+        shown = fab(box, "doctor", "--json", "--to", networks[network.name]["GlobalIPv6Address"])
+        network.disconnect(box.container)
+    finally:
+        network.remove()
+    found = json.loads(shown.out)
+    (packet,) = found["proof"]["packets"]
+    assert found["ok"] and packet["family"] == 6 and ":" in packet["seen_as"]
+    assert [hop["name"] for hop in packet["hops"]][:3] == ["counter", "log line", "database row"]
 
 
 def test_the_links_stand_in_the_order_of_the_chain(fab: FabCommand, box: Box, deployed: Fab) -> None:

@@ -20,9 +20,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from fabfile import doctor as task
 from fabfile import proof_packet
@@ -30,6 +27,7 @@ from fabfile.doctor import Diagnosis, Link, clock_link
 from fabfile.engine.fleet import Outcome
 from fabfile.engine.report import Answer
 from fabfile.proof_packet import Course, Packet, Proof
+from tests.unit.tls import certificate
 
 sys.path.append(str(task.FOLDER))  # last: the target's modules import their neighbours by bare name
 
@@ -209,24 +207,6 @@ def test_what_is_not_deployed_is_absent_and_not_looked_at() -> None:
 
 
 # --- the certificate ------------------------------------------------------------------------------------------------
-
-
-def certificate(until: datetime) -> tuple[bytes, bytes]:
-    """A self-signed certificate (DER) and both parts as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "box")])
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(until - timedelta(days=90))
-        .not_valid_after(until)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return made.public_bytes(serialization.Encoding.DER), made.public_bytes(
-        serialization.Encoding.PEM
-    ) + private
 
 
 @pytest.mark.parametrize("year", [1999, 2026, 2049, 2050, 2120])

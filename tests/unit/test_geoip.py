@@ -43,6 +43,15 @@ def test_a_broken_file_is_no_database_and_nobody_falls_over_it(tmp_path: Path, c
     assert atlas.locate("192.0.2.1") == NOWHERE and atlas.kinds() == [] and atlas.built() is None
 
 
+def test_a_damaged_tree_costs_places_and_never_the_collector(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.mmdb"
+    mmdb.write(path, {"10.0.0.0/8": FLAT})
+    data = bytearray(path.read_bytes())
+    data[40] = 0x78  # a pointer to where nothing is
+    path.write_bytes(data)
+    assert Atlas(str(tmp_path)).locate("172.17.0.1") == NOWHERE
+
+
 def test_no_folder_is_no_place(tmp_path: Path) -> None:
     assert Atlas(str(tmp_path / "none")).locate("192.0.2.1") == NOWHERE
 
