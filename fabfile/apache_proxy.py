@@ -150,6 +150,29 @@ def kept_by_programs(settings: Settings) -> tuple[Command, ...]:
     )
 
 
+def alone() -> Command:
+    """Debian's example page gives way where it is all there is. Other sites stay, and come first."""
+    example = f"{APACHE}/sites-enabled/000-default.conf"
+    return Command(
+        "no example page",
+        ("rm", example),
+        unless=("test", "-d", f"{APACHE}/sites-enabled", "-a", "!", "-e", example),
+        undo=("ln", "-s", "../sites-available/000-default.conf", example),
+        when=("apache_sites", "ours"),
+    )
+
+
+def watching(settings: Settings) -> list[Resource]:
+    """The units that keep the certificate fresh."""
+    service, timer = unit("knockmap-certificate.service"), unit("knockmap-certificate.timer")
+    path = path_unit(settings)
+    return [
+        *(service, timer, path),
+        Service("knockmap-certificate.timer", restart_on=(timer,)),
+        Service("knockmap-certificate.path", restart_on=(path,)),
+    ]
+
+
 def resources(settings: Settings) -> list[Resource]:
     """In order of application; Apache reads nothing of it before it passed `configtest`."""
     names, users, firewall = kept_by_programs(settings)
@@ -161,34 +184,22 @@ def resources(settings: Settings) -> list[Resource]:
     entered = (
         Link(f"{APACHE}/conf-enabled/zz-knockmap.conf", "../conf-available/zz-knockmap.conf"),
         Link(f"{APACHE}/sites-enabled/zz-knockmap.conf", "../sites-available/zz-knockmap.conf"),
+        alone(),
     )
-    # Debian's example page gives way where it is all there is. Other sites stay, and come first.
-    example = f"{APACHE}/sites-enabled/000-default.conf"
-    alone = Command(
-        "no example page",
-        ("rm", example),
-        unless=("test", "-d", f"{APACHE}/sites-enabled", "-a", "!", "-e", example),
-        undo=("ln", "-s", "../sites-available/000-default.conf", example),
-        when=("apache_sites", "ours"),
-    )
-    service, timer = unit("knockmap-certificate.service"), unit("knockmap-certificate.timer")
-    path = path_unit(settings)
     return [
         Requirement("web_ports"),
         Package("apache2", "openssl"),
         *(CONFIG, PROGRAMS, Directory(FOLDER)),
         *map(program, ("certificate.py", "users.py", "firewall.py")),
         *(guard, config(settings), Directory(STATE, mode=0o711), *files, names, users),
-        *(*links, *acme, fragment, ours, *entered, alone, firewall),
+        *(*links, *acme, ours, fragment, *entered, firewall),
         # mod_md gets no certificate where it came by a reload.
         Service(
             "apache2.service",
             restart_on=acme,
-            reload_on=(guard, *files, names, *links, fragment, ours, *entered, alone),
+            reload_on=(guard, *files, names, users, *links, fragment, ours, *entered),
         ),
-        *(service, timer, path),
-        Service("knockmap-certificate.timer", restart_on=(timer,)),
-        Service("knockmap-certificate.path", restart_on=(path,)),
+        *watching(settings),
     ]
 
 

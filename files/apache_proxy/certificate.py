@@ -2,8 +2,9 @@
 """On the target: under which names Apache answers, and the certificate for them. What shall be says CONFIG.
 
 check             succeed if names and certificate are as they shall be and far from their end
-renew             make them so; where something changed while Apache runs, let it read that
-watch             like renew; fail where a certificate that we do not make ourselves ends soon (knockmap-certificate.timer)
+renew             make them so, for Apache to read
+watch             renew, and let Apache read what changed; fail where a certificate that we do not make ourselves ends
+                  soon (knockmap-certificate.timer)
 show NAME         JSON: the page's address, by NAME if that is one of ours, and the fingerprint to compare
 remove            remove what renew made
 """
@@ -154,7 +155,8 @@ def good(config: dict[str, list[str] | str], found: list[str]) -> bool:
     return os.path.exists(PEM) and certified(PEM) == set(found) and lasts(PEM, RENEW_DAYS)
 
 
-def renew() -> None:
+def renew() -> bool:
+    """True if something changed."""
     with open(CONFIG, encoding="utf-8") as file:
         config = json.load(file)
     found = names(config)
@@ -165,8 +167,7 @@ def renew() -> None:
     if not good(config, found):
         make(found)
         changed = True
-    if (changed or staged()) and not run("systemctl", "is-active", "-q", "apache2").returncode:
-        must("Apache did not take up the new certificate", "systemctl", "reload", "apache2")
+    return changed
 
 
 def staged() -> bool:
@@ -188,13 +189,15 @@ def check() -> bool:
     except FileNotFoundError:
         return False
     found = names(config)
-    return text_of(NAMES) == names_conf(found) and good(config, found) and not staged()
+    return text_of(NAMES) == names_conf(found) and good(config, found)
 
 
 def watch() -> None:
     wait(20, wanted=True)
-    renew()
-    wait(20, wanted=False)
+    changed = renew()
+    if (changed or staged()) and not run("systemctl", "is-active", "-q", "apache2").returncode:
+        must("Apache did not take up the new certificate", "systemctl", "reload", "apache2")
+        wait(20, wanted=False)
     with open(CONFIG, encoding="utf-8") as file:
         kind = json.load(file)["certificate"]
     if kind == "files" and not lasts(OPERATORS, WARN_DAYS):
@@ -232,8 +235,9 @@ def main() -> None:
     if sys.argv[1:] == ["check"]:
         sys.exit(0 if check() else 1)
     if sys.argv[1] == "show":
-        return show(sys.argv[2])
-    return {"renew": renew, "watch": watch, "remove": remove}[sys.argv[1]]()
+        show(sys.argv[2])
+        return
+    {"renew": renew, "watch": watch, "remove": remove}[sys.argv[1]]()
 
 
 if __name__ == "__main__":

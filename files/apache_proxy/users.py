@@ -98,12 +98,16 @@ def write(users: dict[str, str]) -> None:
     nobody = hashed(NOBODY, os.urandom(24).hex(), cost)
     lines = [f"{name}:{hash}\n" for name, hash in {**users, NOBODY: nobody}.items()]
     put(HASHES, "".join(lines), 0o640, grp.getgrnam("www-data").gr_gid)
-    former = text_of(CONF)
     put(CONF, conf(users), 0o644)
-    if former != text_of(CONF) and not run("systemctl", "is-active", "-q", "apache2").returncode:
-        done = run("systemctl", "reload", "apache2")
-        if done.returncode:
-            raise SystemExit(f"Apache did not take up the users: {done.stderr.strip()}")
+
+
+def tell_apache() -> None:
+    """Hashes are read for every request, but names stand in Apache's configuration."""
+    if run("systemctl", "is-active", "-q", "apache2").returncode:
+        return
+    done = run("systemctl", "reload", "apache2")
+    if done.returncode:
+        raise SystemExit(f"Apache did not take up the users: {done.stderr.strip()}")
 
 
 def conf(users: dict[str, str]) -> str:
@@ -177,6 +181,7 @@ def add(name: str, own: bool = False) -> None:
             f"there is a user {name} already; `fab -H … user.rotate {name}` gives another password"
         )
     give_password(users, name, own)
+    tell_apache()
 
 
 def rotate(name: str, own: bool = False) -> None:
@@ -193,6 +198,7 @@ def remove(name: str) -> None:
     del users[name]
     forget_secret(name)
     write(users)
+    tell_apache()
 
 
 def show() -> None:

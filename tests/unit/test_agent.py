@@ -21,7 +21,18 @@ from typing import Any
 import pytest
 
 from fabfile.engine.agent import converge, facts, item, journal, machine, main, packages, program, units, wire
-from fabfile.engine.resources import Command, Directory, File, Link, Package, Resource, Secret, manifest
+from fabfile.engine.resources import (
+    Command,
+    Directory,
+    File,
+    Link,
+    Package,
+    Requirement,
+    Resource,
+    Secret,
+    Service,
+    manifest,
+)
 
 ME = {"owner": getpass.getuser(), "group": grp.getgrgid(os.getgid()).gr_name}
 Run = Callable[..., list[dict[str, Any]]]
@@ -370,3 +381,103 @@ def test_undo_of_a_task_keeps_a_folder_that_others_use_also_with_its_data(run: R
     assert "other tasks" in event["message"] and (root / "etc/d/two").read_text() == "2"
     undo(run, data=True)
     assert not (root / "etc/d").exists()
+
+
+# --- what must hold first, and what is kept from the screen --------------------------------------------------------
+
+
+def program_in(root: Path, monkeypatch: pytest.MonkeyPatch, name: str, script: str) -> None:
+    """A program of the target, first in its PATH."""
+    (root / "bin").mkdir(exist_ok=True)
+    (root / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+    (root / "bin" / name).chmod(0o755)
+    monkeypatch.setitem(machine.ENVIRONMENT, "PATH", f"{root}/bin:/usr/bin:/bin")
+
+
+@pytest.mark.parametrize("mode", ["apply", "check"])
+@pytest.mark.parametrize("port", ["80", "443"])
+def test_a_requirement_is_looked_at_before_anything_is_touched(
+    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch, mode: str, port: str
+) -> None:
+    held = f"echo 'LISTEN 0 511 0.0.0.0:{port} 0.0.0.0:* users:((\"nginx\",pid=7,fd=3))'"
+    program_in(root, monkeypatch, "ss", held)
+    before = snapshot(root)
+    events = run(
+        File("/etc/a", text="a", **ME), Requirement("web_ports"), File("/etc/b", text="b", **ME), mode=mode
+    )
+    assert sorted(statuses(events)) == ["failed", "skipped", "skipped"]
+    assert f"port {port} is taken by nginx" in next(e["message"] for e in events if e["status"] == "failed")
+    assert snapshot(root) == before
+
+
+def test_a_requirement_that_is_met_is_fine(run: Run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = 'LISTEN 0 5 *:8080 *:* users:(("nginx",pid=7,fd=3))\nLISTEN 0 5 *:80 *:* users:(("apache2",pid=8,fd=4))'
+    program_in(root, monkeypatch, "ss", f"printf '{others}\n'")
+    assert statuses(run(Requirement("web_ports"), File("/etc/a", text="a", **ME))) == ["ok", "changed"]
+
+
+def test_no_diff_shows_a_secret_file(run: Run, root: Path) -> None:
+    (event,) = run(File("/etc/key", text="the key", secret=True, **ME))
+    assert event["status"] == "changed" and "the key" not in json.dumps(event)
+
+
+SYSTEMCTL = """
+case "$1" in
+show) case "$2" in -P) echo running ;; *)
+    for unit in one.service two.service; do
+        [ {root}/etc/two -nt {root}/loaded ] && need=yes || need=no
+        printf 'Id=%s\\nLoadState=loaded\\nActiveState=active\\nUnitFileState=enabled\\nNeedDaemonReload=%s\\n\\n' $unit $need
+    done ;;
+esac ;;
+daemon-reload) touch {root}/loaded; echo reloaded >>{root}/did ;;
+restart) echo "restarted $2" >>{root}/did ;;
+esac
+"""
+
+
+def test_a_unit_file_that_changed_late_is_read_before_its_restart(
+    run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another unit was looked at in between, after which systemd's answer was kept."""
+    program_in(root, monkeypatch, "systemctl", SYSTEMCTL.format(root=root))
+    (root / "loaded").touch()
+    os.utime(root / "loaded", (1, 1))
+    one, two = File("/etc/one", text="1", **ME), File("/etc/two", text="2", **ME)
+    plan = [one, Service("one.service", restart_on=(one,)), two, Service("two.service", restart_on=(two,))]
+    assert statuses(run(*plan)) == ["changed"] * 4
+    assert (root / "did").read_text().splitlines() == [
+        "restarted one.service",
+        "reloaded",
+        "restarted two.service",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "sites"),
+    [
+        ({}, "ours"),
+        ({"sites-enabled/zz-knockmap.conf": ""}, "ours"),
+        ({"sites-enabled/000-default.conf": "shipped"}, "ours"),
+        ({"sites-enabled/000-default.conf": "shipped", "page": "my own"}, "shared"),
+        ({"sites-enabled/000-default.conf": "edited"}, "shared"),
+        ({"sites-enabled/shop.conf": "", "sites-enabled/zz-knockmap.conf": ""}, "shared"),
+    ],
+)
+def test_debians_example_page_is_told_from_a_site(
+    root: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], sites: str
+) -> None:
+    monkeypatch.setattr(facts, "facts", {})
+    sum = hashlib.md5(b"shipped").hexdigest()
+    program_in(
+        root, monkeypatch, "dpkg-query", f"echo ' /etc/apache2/sites-available/000-default.conf {sum}'"
+    )
+    page, example = root / "var/www/html/index.html", root / "usr/share/apache2/default-site/index.html"
+    for path, text in ((page, files.get("page", "it works")), (example, "it works")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    for name, text in files.items():
+        if name != "page":
+            path = root / "etc/apache2" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    assert facts.fact_apache_sites() == sites

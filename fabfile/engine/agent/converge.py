@@ -13,7 +13,7 @@ from .accounts import User
 from .commands import Command, Requirement
 from .facts import QUESTIONS, fact
 from .files import Directory, File, Link, Secret
-from .item import Item, changed_ids
+from .item import Item, changed_ids, forget_observations
 from .journal import Journal
 from .machine import ask_ahead, at, forget_ahead, run
 from .packages import Package, apt_get, wait_for_locks
@@ -111,6 +111,7 @@ def settle(want: Want, wants: list[Want], journal: Journal, check: bool, diff: b
             if want["id"] in service["restart_on"] + service["reload_on"]:
                 journal.await_restart(service["unit"], want["id"])
         item.apply(have)
+        forget_observations()  # a unit's file that changed asks for a daemon-reload
         now, wanted = item.observe(), item.wanted()
         for key in wanted:
             if now.get(key) != wanted[key]:
