@@ -65,8 +65,8 @@ def test(c: Context, fast: bool = False, releases: str = "trixie") -> None:
 
 @task
 def bench(c: Context) -> None:
-    """Measure deploy side by side with Ansible and pyinfra, and the collector; write tests/bench/results.md."""
-    if not run(c, "python -m tests.bench"):
+    """Measure deploy beside Ansible and pyinfra, the collector, and the page under load."""
+    if not (run(c, "python -m tests.bench") and run(c, "python -m tests.bench.load")):
         raise Exit("bench: no", code=1)
 
 

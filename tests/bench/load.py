@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -27,10 +28,13 @@ from urllib.parse import urlsplit
 
 from box import Box, down, history, images, state, up
 
+from tests.bench import log
+
 RESULTS = Path(__file__).parent / "load.md"
 USERS, SECONDS = 50, 30
 LOOK = 1.5  # seconds between looks of a page for new events, as page.js does
 PAST, CATCH_UP = 100_000, 200_000  # lines before, and lines that the collector's speed is measured on
+LARGE = 5_000_000
 NAME = "bench-load"
 
 
@@ -144,7 +148,50 @@ def resident(box: Box) -> float:
     return sum(map(int, box.run(["ps", "-o", "rss=", "-u", "knockmap"])[1].split())) / 1024
 
 
+def answers_of_a_large_database(folder: Path) -> dict[int, float]:
+    """Days → seconds of the first answer at the API, over 5 million events of a year."""
+    sys.path[:0] = [str(state.ROOT / "files" / name) for name in ("collector", "dashboard")]
+    from dashboard import Dashboard, Options  # type: ignore[import-not-found]
+
+    now = int(time.time())
+    path, db = folder / "iptables.log", folder / "knockmap.db"
+    with path.open("wb") as file:
+        file.writelines(log.lines(LARGE, start=now - 365 * 86400 + 60, step=365 * 86400 / LARGE))
+    program = state.ROOT / "files" / "collector" / "collector.py"
+    argv = [
+        sys.executable,
+        str(program),
+        "--once",
+        "--log",
+        str(path),
+        "--db",
+        str(db),
+        "--geo",
+        str(folder),
+        "--retention-bytes",
+        str(4 << 30),
+    ]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    app = Dashboard(Options(db=str(db), log=str(path)))
+    took = {}
+    for days in (1, 30, 365):
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": "/map/api/view",
+            "QUERY_STRING": f"since={now - days * 86400}&until={now}",
+        }
+        began = time.monotonic()
+        status: list[str] = []
+        app(environ, lambda said, _headers, status=status: status.append(said))
+        took[days] = time.monotonic() - began
+        if status != ["200 OK"]:
+            raise SystemExit(f"the view of {days} days: {status}")
+    return took
+
+
 def measure() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        large = answers_of_a_large_database(Path(folder))
     down(NAME)
     box = up(NAME, "trixie")
     try:
@@ -174,6 +221,7 @@ Measured on {date.today()} by `python -m tests.bench.load`: {os.cpu_count()} cor
 | median, 95th percentile | {p50 * 1000:.0f} ms, {p95 * 1000:.0f} ms |
 | {CATCH_UP:,} lines at once: collector alone, beside these users | {alone:.1f} s, {busy:.1f} s ({busy / alone:.2f}×) |
 | memory of collector and dashboard afterwards | {memory:.0f} MB |
+| first answer over {LARGE:,} events of a year: 24 h, 30 d, 365 d | {", ".join(f"{seconds * 1000:.0f} ms" for seconds in large.values())} |
 | idle: collector, dashboard, of one core | {resting["knockmap-collector"]:.2f} %, {resting["knockmap-dashboard"]:.2f} % |
 """
 

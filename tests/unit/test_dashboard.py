@@ -27,6 +27,7 @@ from dashboard import Dashboard, Options, Rate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iptables_line import Event, parse
+from view import TooMuch
 
 from tests.unit import mmdb
 
@@ -351,6 +352,18 @@ def test_too_long_is_said_with_what_to_ask_instead(world: World, monkeypatch: py
     page.app.answers.idle.get = lambda timeout: None  # type: ignore[method-assign, assignment]
     answer = page.ask("view")
     assert answer.status == 503 and "shorter span" in answer.json["error"]
+
+
+def test_no_answer_takes_more_memory_than_it_may(world: World) -> None:
+    answers = world.page.app.answers
+    assert (
+        answers.ask(lambda db: db.execute("PRAGMA hard_heap_limit").fetchone()[0])
+        == dashboard.MEMORY
+        <= 50 << 20
+    )
+    with pytest.raises(TooMuch, match="shorter span"):
+        answers.ask(lambda db: db.execute("SELECT length(hex(zeroblob(40000000)))").fetchall())
+    assert world.page.ask("view", START, START + 60).status == 200
 
 
 def test_without_a_database_the_next_step_is_said(tmp_path: Path) -> None:
