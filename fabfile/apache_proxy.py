@@ -68,24 +68,25 @@ def unit(name: str) -> File:
     return File(f"/etc/systemd/system/{name}", text=render(f"apache_proxy/{name}"))
 
 
+def path_unit(settings: Settings) -> File:
+    name = "knockmap-certificate.path"
+    text = render(f"apache_proxy/{name}.j2", state=STATE, name=settings.apache_names[0])
+    return File(f"/etc/systemd/system/{name}", text=text)
+
+
 def tested(path: str, text: str) -> File:
     """A file of Apache's that has to pass `configtest`, also before a link makes Apache read it."""
     return File(path, text=text, verify=("apache2ctl", "-t", "-c", f"Include {path}"))
 
 
-def modules(settings: Settings) -> tuple[Link, ...]:
-    folder = f"{APACHE}/mods-enabled"
-    names = (*MODULES, "md.load") if settings.apache_certificate == "acme" else MODULES
-    usual = (
-        Link(f"{folder}/{name}", f"../mods-available/{name}", when=("apache", "there")) for name in USUAL
-    )
-    return (*usual, *(Link(f"{folder}/{name}", f"../mods-available/{name}") for name in names))
+def module(name: str, when: tuple[str, str] | None = None) -> Link:
+    return Link(f"{APACHE}/mods-enabled/{name}", f"../mods-available/{name}", when=when)
 
 
 def operators_files(settings: Settings) -> tuple[File, ...]:
     """The operator's certificate and key, looked through before anything connects."""
     if settings.apache_certificate != "files":
-        return ()
+        return File(f"{STATE}/certificate.pem", absent=True), File(f"{STATE}/key.pem", absent=True)
     chain, key = (
         Path(path).expanduser() for path in (settings.apache_certificate_file, settings.apache_key_file)
     )
@@ -152,7 +153,9 @@ def kept_by_programs(settings: Settings) -> tuple[Command, ...]:
 def resources(settings: Settings) -> list[Resource]:
     """In order of application; Apache reads nothing of it before it passed `configtest`."""
     names, users, firewall = kept_by_programs(settings)
-    files, links, ours = operators_files(settings), modules(settings), site(settings)
+    files, ours = operators_files(settings), site(settings)
+    links = (*(module(name, when=("apache", "there")) for name in USUAL), *map(module, MODULES))
+    acme = (module("md.load"),) if settings.apache_certificate == "acme" else ()
     guard = File(f"{FOLDER}/guard.lua", text=render("apache_proxy/guard.lua"))
     fragment = tested(f"{APACHE}/conf-available/zz-knockmap.conf", render("apache_proxy/zz-knockmap.conf"))
     entered = (
@@ -169,16 +172,23 @@ def resources(settings: Settings) -> list[Resource]:
         when=("apache_sites", "ours"),
     )
     service, timer = unit("knockmap-certificate.service"), unit("knockmap-certificate.timer")
+    path = path_unit(settings)
     return [
         Requirement("web_ports"),
         Package("apache2", "openssl"),
         *(CONFIG, PROGRAMS, Directory(FOLDER)),
         *map(program, ("certificate.py", "users.py", "firewall.py")),
         *(guard, config(settings), Directory(STATE, mode=0o711), *files, names, users),
-        *(*links, fragment, ours, *entered, alone, firewall),
-        Service("apache2.service", reload_on=(guard, *files, names, *links, fragment, ours, *entered, alone)),
-        *(service, timer),
+        *(*links, *acme, fragment, ours, *entered, alone, firewall),
+        # mod_md gets no certificate where it came by a reload.
+        Service(
+            "apache2.service",
+            restart_on=acme,
+            reload_on=(guard, *files, names, *links, fragment, ours, *entered, alone),
+        ),
+        *(service, timer, path),
         Service("knockmap-certificate.timer", restart_on=(timer,)),
+        Service("knockmap-certificate.path", restart_on=(path,)),
     ]
 
 

@@ -14,13 +14,14 @@ Exit codes: 0 done, 1 a host or a resource failed, 2 misuse.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import inspect
 import io
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -29,7 +30,8 @@ import fabric  # type: ignore[import-untyped]
 import fabric.executor  # type: ignore[import-untyped]
 import fabric.main  # type: ignore[import-untyped]
 import fabric.tasks  # type: ignore[import-untyped]
-from invoke.exceptions import AuthFailure, Exit, ParseError, ThreadException, UnexpectedExit
+from invoke.exceptions import AuthFailure, Exit, ParseError, ThreadException, UnexpectedExit, UnknownFileType
+from invoke.vendor.yaml import YAMLError
 
 from fabfile.engine.connection import VerifiedConnection
 from fabfile.engine.errors import HostError, UsageError
@@ -326,7 +328,7 @@ def install(program: Any = fabric.main.program, words: Mapping[str, str] | None 
     {"undo": "--task"}: Invoke itself has no optional positional arguments, and would run `undo` of all and then that.
     """
     program.executor_class = Executor
-    parse = type(program).parse_tasks
+    parse, update = type(program).parse_tasks, type(program).update_config
 
     def parse_tasks() -> None:
         program.core.unparsed[:] = with_options(program.core.unparsed, words or {})
@@ -337,7 +339,31 @@ def install(program: Any = fabric.main.program, words: Mapping[str, str] | None 
         except ValueError as error:
             raise Exit(f"an option wants a number: {error}", code=2) from None
 
-    program.parse_tasks = parse_tasks
+    def update_config() -> None:
+        with readable_config():
+            update(program)
+
+    program.parse_tasks, program.update_config = parse_tasks, update_config
+    # fabric.yaml is read right after the fabfile: this is the first moment at which we can be there.
+    fabric.Config.load_project = load_project
+
+
+def load_project(config: Any, merge: bool = True) -> None:
+    with readable_config():
+        super(fabric.Config, config).load_project(merge=merge)
+
+
+@contextlib.contextmanager
+def readable_config() -> Iterator[None]:
+    """Misuse (exit 2), in a sentence, for a configuration file that is not there or cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise Exit(
+            f"{error.filename}: {error.strerror}; which ssh_config or fabric.yaml is meant?", code=2
+        ) from None
+    except (YAMLError, UnknownFileType) as error:
+        raise Exit(f"a configuration file cannot be read: {error}", code=2) from None
 
 
 def with_options(argv: Sequence[str], words: Mapping[str, str]) -> list[str]:

@@ -18,12 +18,13 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 CONFIG = "/etc/knockmap/apache.json"
 STATE = "/var/lib/knockmap/apache"
 NAMES, PEM, OPERATORS = f"{STATE}/names.conf", f"{STATE}/self-signed.pem", f"{STATE}/certificate.pem"
 SITES = "/etc/apache2/sites-enabled"
-STAGED = f"{STATE}/md/staging/*/pubcert.pem"
+STAGED, GOT = f"{STATE}/md/staging/*/job.json", f"{STATE}/md/domains/*/pubcert.pem"
 DAYS, RENEW_DAYS, WARN_DAYS = 90, 30, 14
 
 REQUEST = """[req]
@@ -164,9 +165,20 @@ def renew() -> None:
     if not good(config, found):
         make(found)
         changed = True
-    # What mod_md got is taken up when Apache reads its configuration again.
-    if (changed or glob.glob(STAGED)) and not run("systemctl", "is-active", "-q", "apache2").returncode:
+    if (changed or staged()) and not run("systemctl", "is-active", "-q", "apache2").returncode:
         must("Apache did not take up the new certificate", "systemctl", "reload", "apache2")
+
+
+def staged() -> bool:
+    """True if mod_md got a certificate that Apache has not taken up: it does when it reads its configuration again."""
+    return any(json.loads(text_of(job) or "{}").get("finished") for job in glob.glob(STAGED))
+
+
+def wait(seconds: float, wanted: bool) -> None:
+    """mod_md writes a certificate shortly before it is done with it, and takes it up shortly after a reload."""
+    deadline = time.monotonic() + seconds
+    while glob.glob(STAGED) and staged() != wanted and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def check() -> bool:
@@ -176,15 +188,24 @@ def check() -> bool:
     except FileNotFoundError:
         return False
     found = names(config)
-    return text_of(NAMES) == names_conf(found) and good(config, found)
+    return text_of(NAMES) == names_conf(found) and good(config, found) and not staged()
 
 
 def watch() -> None:
+    wait(20, wanted=True)
     renew()
-    if os.path.exists(OPERATORS) and not lasts(OPERATORS, WARN_DAYS):
+    wait(20, wanted=False)
+    with open(CONFIG, encoding="utf-8") as file:
+        kind = json.load(file)["certificate"]
+    if kind == "files" and not lasts(OPERATORS, WARN_DAYS):
         raise SystemExit(
             f"the certificate of apache_certificate_file ends within {WARN_DAYS} days: get a new one and run "
             "`fab -H … deploy`"
+        )
+    if kind == "acme" and not all(lasts(path, WARN_DAYS) for path in glob.glob(GOT)):
+        raise SystemExit(
+            f"the certificate ends within {WARN_DAYS} days and mod_md could not renew it: /var/log/apache2/error.log "
+            "says why"
         )
 
 

@@ -6,26 +6,32 @@ How far each log file was read is committed in the same transaction as its rows.
 from __future__ import annotations
 
 import argparse
-import ipaddress
+import gc
 import os
 import signal
+import socket
 import sqlite3
 import sys
 import time
 import zlib
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any
 
 import database
 from database import DAY, month_after, month_of
 from geoip import Atlas, Place
-from iptables_line import SECONDS, Event, Fields, Unparsed, hours, parse, usual_event, usual_fields
-from log_files import LogFiles, Position
+from iptables_line import SECONDS, Event, Unparsed, address_of, hours, numbers, parse, usual_columns
+from log_files import Chunk, LogFiles, Position
 
+TRANSACTION = 64_000  # lines at most; the sums of many are added up at once
+MOST_UNPARSED = 1000  # in one transaction: they wait in memory
 KEPT_UNPARSED = 10_000
 KEPT_POSITIONS = 1_000  # of log files; more than any rotation keeps
-FULL_BLOCK = 500  # lines; one alone would not get smaller, and to show one all are unpacked
+FULL_BLOCK = 500  # lines, or more; one alone would not get smaller, and to show one all are unpacked
 CACHED_SOURCES = 60_000  # bounds our memory
 
 
@@ -39,14 +45,49 @@ class Options:
     free_bytes: int = 128 << 20  # we pause while the disk has less left
 
 
-class Source(NamedTuple):
-    """Ids of a source and its place."""
-
-    id: int
-    place: int
-
-
+Source = tuple[
+    int, int, str
+]  # plain, since it is counted much: ids of a source and of its place, and the country
 Row = tuple[Any, ...]  # as in the table `event`
+INSERT_SOURCE = (
+    "INSERT INTO source(address, network, place, first_seen, geo) VALUES(?,?,?,?,?) ON CONFLICT DO NOTHING"
+)
+USUAL_ROW = "(?,?,?,?,NULL,?,?,?,?)"
+WIDTH = USUAL_ROW.count("?")
+MANY = 500  # rows; in one statement they take half the time
+INSERT_ANY = "INSERT INTO event VALUES(?,?,?,?,?,?,?,?,?)"
+INSERT_ROW = f"INSERT INTO event VALUES{USUAL_ROW}"
+INSERT_MANY = f"INSERT INTO event VALUES{','.join([USUAL_ROW] * MANY)}"
+
+
+class Batch:
+    """What a transaction has still to write: at its end, or as soon as there is enough to be written at once."""
+
+    def __init__(self, first: int, texts: list[bytes], lines: int) -> None:
+        self.first = first  # id of the first event whose text is in `texts`
+        self.texts = texts  # of `lines` events, newline-separated
+        self.lines = lines
+        self.values: list[int] = []  # of the rows of usual lines
+        self.hours: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self.days: defaultdict[int, Counter[Source]] = defaultdict(Counter)
+        self.unparsed: list[Row] = []
+
+    def next_id(self) -> int:
+        """The id of the next event: its text comes right behind the last one's."""
+        return self.first + self.lines
+
+    def count(self, ts: list[int], sources: list[Source]) -> None:
+        """Add events to the sums. In order of time, all of an hour are counted at once."""
+        if ts != sorted(ts):
+            order = sorted(range(len(ts)), key=ts.__getitem__)
+            ts, sources = [ts[at] for at in order], [sources[at] for at in order]
+        start = 0
+        while start < len(ts):
+            hour = ts[start] // 3600
+            end = bisect_left(ts, (hour + 1) * 3600, start)
+            self.hours[hour * 3600].update([country for _, _, country in sources[start:end]])
+            self.days[hour // 24 * DAY].update(sources[start:end])
+            start = end
 
 
 class Collector:
@@ -55,8 +96,7 @@ class Collector:
         self.db = database.writer(options.db)
         self.atlas = Atlas(options.geo)
         self.sources: dict[bytes, Source] = {}  # by the address as printed
-        self.places: dict[Place, int] = {}
-        self.countries: dict[int, str] = dict(self.db.execute("SELECT id, country FROM place"))
+        self.places = self.known_places()
         positions = self.db.execute("SELECT id, first, offset, tail FROM position")
         self.files = LogFiles(options.log, [Position(*row) for row in positions])
         self.next_retention = 0.0
@@ -72,122 +112,133 @@ class Collector:
             self.geo = self.note_atlas()
         taken = 0
         for path in self.files.unread():
-            for lines, position in self.files.chunks(path):
+            chunks = self.files.chunks(path)
+            for chunk in chunks:
                 self.wait_for_room()
-                self.store(lines, position)
-                taken += len(lines)
+                taken += self.store(chain([chunk], chunks))
         return taken
 
     # --- rows ------------------------------------------------------------------------------------------------
 
-    def store(self, lines: list[bytes], position: Position) -> None:
-        """These lines and the position behind them, in one transaction."""
+    def store(self, chunks: Iterable[Chunk]) -> int:
+        """The first of these chunks and the position behind them, in one transaction; gives the number of lines."""
+        taken = 0
         self.db.execute("BEGIN IMMEDIATE")
         try:
-            first = self.next_id()
-            rows, texts, unparsed = self.rows(lines, first, time.time())
-            if rows:
-                self.db.executemany("INSERT INTO event VALUES(?,?,?,?,?,?,?,?,?)", rows)
-                self.insert_texts(first, texts)
-                self.add_up(rows)
-            if unparsed:
-                self.insert_unparsed(unparsed)
-            self.db.execute(
-                "INSERT OR REPLACE INTO position VALUES(?, ?, ?, ?)",
-                (position.id, position.first, position.offset, position.tail),
-            )
+            batch = self.begin()
+            for text, position in chunks:  # noqa: B007 - the last one is noted
+                self.insert(text, batch)
+                taken += text.count(b"\n") + 1
+                if taken >= TRANSACTION or len(batch.unparsed) >= MOST_UNPARSED:
+                    break
+            self.finish(batch)
+            row = position.id, position.first, position.offset, position.tail
+            self.db.execute("INSERT OR REPLACE INTO position VALUES(?, ?, ?, ?)", row)
             self.db.execute("COMMIT")
         except BaseException:
             if self.db.in_transaction:  # a full disk has rolled it back already
                 self.db.execute("ROLLBACK")
             self.forget_ids()
+            self.files.finished.clear()  # what was read to its end is not stored
             raise
         self.files.read(position)
+        return taken
 
-    def next_id(self) -> int:
-        """The id of the next event: its text comes right behind the last one's."""
-        last = self.db.execute("SELECT first + count FROM line ORDER BY first DESC LIMIT 1").fetchone()
-        return int(last[0]) if last else 1
+    def begin(self) -> Batch:
+        """A batch whose texts go on in the last block, if that is not full."""
+        last = self.db.execute("SELECT first, count, text FROM line ORDER BY first DESC LIMIT 1").fetchone()
+        first, lines, text = last or (1, 0, b"")
+        if 0 < lines < FULL_BLOCK:
+            return Batch(first, [zlib.decompress(text)], lines)
+        return Batch(first + lines, [], 0)
 
-    def rows(self, lines: list[bytes], id: int, now: float) -> tuple[list[Row], list[bytes], list[Any]]:
-        """Rows of `event` from `id` on, with the text of each; and rows of `unparsed`."""
-        fields = usual_fields(lines)
-        usual_lines = [usual for usual in fields if usual]
-        rows = self.usual_rows(usual_lines, id) if len(usual_lines) == len(lines) else []
-        if rows:
-            return rows, lines, []
-        texts: list[bytes] = []
-        unparsed: list[Any] = []
-        for line, usual in zip(lines, fields, strict=True):
+    def insert(self, text: bytes, batch: Batch) -> None:
+        """The lines of a text, as far as there is enough to be written at once."""
+        if not self.insert_usual(text, batch):
+            self.insert_any(text.split(b"\n"), batch)
+        if batch.lines >= FULL_BLOCK:
+            self.insert_texts(batch)
+        while len(batch.values) >= MANY * WIDTH:
+            self.db.execute(INSERT_MANY, batch.values[: MANY * WIDTH])
+            del batch.values[: MANY * WIDTH]
+
+    def finish(self, batch: Batch) -> None:
+        """What of a batch was not written yet."""
+        rows = (batch.values[at : at + WIDTH] for at in range(0, len(batch.values), WIDTH))
+        self.db.executemany(INSERT_ROW, rows)
+        if batch.lines:
+            self.insert_texts(batch)
+        self.add_up(batch)
+        if batch.unparsed:
+            self.insert_unparsed(batch.unparsed)
+
+    def insert_usual(self, text: bytes, batch: Batch) -> bool:
+        """Usual lines; False if one is none. A flood spends its time here, so all is done by columns."""
+        columns = usual_columns(text)
+        if not columns:
+            return False
+        hour, second, printed, ttl, source_port, target_port, window = columns
+        try:
+            ts = [hours[h] + SECONDS[s] for h, s in zip(hour, second, strict=True)]
+            sources = [
+                known or self.source(address, address_of(address), at)
+                for known, address, at in zip(map(self.sources.get, printed), printed, ts, strict=True)
+            ]
+        except (KeyError, ValueError):  # a time or an address that cannot be
+            return False
+        values = [0] * (WIDTH * len(ts))
+        values[0::WIDTH] = ts
+        values[1::WIDTH] = range(batch.next_id(), batch.next_id() + len(ts))
+        values[2::WIDTH] = [place for _, place, _ in sources]
+        values[3::WIDTH] = [id for id, _, _ in sources]
+        values[4::WIDTH] = map(int, source_port)
+        values[5::WIDTH] = [numbers[digits] for digits in target_port]
+        values[6::WIDTH] = [numbers[digits] for digits in window]
+        values[7::WIDTH] = [numbers[digits] for digits in ttl]
+        if max(values[7::WIDTH]) > 255 or any(max(values[column::WIDTH]) > 65535 for column in (4, 5, 6)):
+            return False
+        batch.values += values
+        batch.texts.append(text)
+        batch.lines += len(ts)
+        batch.count(ts, sources)
+        return True
+
+    def insert_any(self, lines: list[bytes], batch: Batch) -> None:
+        """Lines of any kind, one by one."""
+        now = time.time()
+        for line in lines:
             event = parse(line, now)
             if isinstance(event, Unparsed):
-                unparsed.append((int(now), event.reason, line[:4096]))
+                batch.unparsed.append((int(now), event.reason, line[:4096]))
                 continue
-            source = self.sources.get(usual[3]) if usual else None
-            source = source or self.source(event, usual[3] if usual else b"")
-            rows += [row_of(event, source, number) for number in range(id, id + event.times)]
-            id += event.times
-            texts += [line] * event.times
-        return rows, texts, unparsed
+            key = event.source.encode()
+            source = self.sources.get(key) or self.source(key, event.source, event.ts)
+            batch.count([event.ts] * event.times, [source] * event.times)
+            for _ in range(event.times):
+                self.db.execute(INSERT_ANY, row_of(event, source, batch.next_id()))
+                batch.texts.append(line)
+                batch.lines += 1
+                if batch.lines >= FULL_BLOCK:
+                    self.insert_texts(batch)
 
-    def usual_rows(self, lines: list[Fields], id: int) -> list[Row]:
-        """The rows of usual lines; none if one cannot be. A flood spends its time here: little is done for a line."""
-        known, last = self.sources, b""
-        for fields in lines:
-            if fields[3] not in known or fields[0] != last:
-                last = fields[0]
-                if (event := usual_event(fields)) and fields[3] not in known:
-                    self.source(event, fields[3])
-        try:
-            return [
-                (
-                    hours[hour + zone] + SECONDS[second],
-                    number,
-                    (source := known[printed])[1],
-                    source[0],
-                    None,
-                    int(source_port),
-                    int(target_port),
-                    int(window),
-                    int(ttl),
-                )
-                for number, (hour, second, zone, printed, ttl, source_port, target_port, window) in enumerate(
-                    lines, id
-                )
-            ]
-        except KeyError:  # an hour or an address that cannot be, or so many sources that some were dropped
-            return []
+    def insert_texts(self, batch: Batch) -> None:
+        """The texts of a batch, as one block."""
+        text = zlib.compress(b"\n".join(batch.texts), 1)
+        self.db.execute("INSERT OR REPLACE INTO line VALUES(?,?,?)", (batch.first, batch.lines, text))
+        batch.first, batch.texts, batch.lines = batch.next_id(), [], 0
 
-    def add_up(self, rows: list[Row]) -> None:
-        """The sums of these rows onto those that are there."""
-        countries = self.countries
-        by_hour = Counter([(row[0] // 3600 * 3600, countries[row[2]]) for row in rows])
-        days = Counter([(row[0] // DAY * DAY, row[3], row[2]) for row in rows])
-        month = {day: month_of(day) for day in {day for day, _, _ in days}}
-        months: Counter[tuple[int, int, int]] = Counter()
-        for (day, source, place), count in days.items():
-            months[month[day], source, place] += count
+    def add_up(self, batch: Batch) -> None:
+        """The sums of a batch onto those that are there."""
+        months: defaultdict[int, Counter[Source]] = defaultdict(Counter)
+        for day, counts in batch.days.items():
+            months[month_of(day)].update(counts)
         add = "ON CONFLICT DO UPDATE SET events = events + excluded.events"
-        self.db.executemany(
-            f"INSERT INTO hour VALUES(?,?,?) {add}", ((*k, n) for k, n in sorted(by_hour.items()))
-        )
-        self.db.executemany(
-            f"INSERT INTO day VALUES(?,?,?,?) {add}", ((*k, n) for k, n in sorted(days.items()))
-        )
-        self.db.executemany(
-            f"INSERT INTO month VALUES(?,?,?,?) {add}", ((*k, n) for k, n in sorted(months.items()))
-        )
-
-    def insert_texts(self, first: int, texts: list[bytes]) -> None:
-        """The raw lines in blocks; the first ones fill up the last block that is there."""
-        last = self.db.execute("SELECT first, count, text FROM line ORDER BY first DESC LIMIT 1").fetchone()
-        if last and last[1] < FULL_BLOCK:
-            first, texts = last[0], [*zlib.decompress(last[2]).split(b"\n"), *texts]
-        blocks = ((start, texts[start : start + FULL_BLOCK]) for start in range(0, len(texts), FULL_BLOCK))
-        self.db.executemany(
-            "INSERT OR REPLACE INTO line VALUES(?,?,?)",
-            ((first + start, len(block), zlib.compress(b"\n".join(block), 1)) for start, block in blocks),
-        )
+        for hour, countries in batch.hours.items():
+            self.db.executemany(f"INSERT INTO hour VALUES({hour},?,?) {add}", countries.items())
+        for table, sums in (("day", batch.days), ("month", months)):
+            for start, counts in sums.items():
+                rows = ((id, place, events) for (id, place, _), events in counts.items())
+                self.db.executemany(f"INSERT INTO {table} VALUES({start},?,?,?) {add}", rows)
 
     def insert_unparsed(self, unparsed: list[Any]) -> None:
         self.db.executemany("INSERT INTO unparsed(ts, reason, line) VALUES(?,?,?)", unparsed[-KEPT_UNPARSED:])
@@ -198,49 +249,38 @@ class Collector:
             (len(unparsed),),
         )
 
-    def source(self, event: Event, printed: bytes) -> Source:
-        """An event's source; located when it is seen for the first time with this GeoIP data."""
-        row = self.db.execute(
-            "SELECT id, place, geo FROM source WHERE address = ?", (event.source,)
-        ).fetchone()
-        found = (
-            Source(*row[:2]) if row and row[2] == self.geo else self.locate(event, row[0] if row else None)
-        )
+    def source(self, key: bytes, address: str | None, ts: int) -> Source:
+        """A source; located when it is seen for the first time with this GeoIP data."""
+        if not address:
+            raise ValueError(f"{key!r} is no address")
+        place = self.atlas.locate(address)
+        place_id = self.place(place)
+        added = self.db.execute(INSERT_SOURCE, (address, network_of(address), place_id, ts, self.geo))
+        id = added.lastrowid or 0 if added.rowcount else self.source_again(address, place_id)
         if len(self.sources) >= CACHED_SOURCES:
             self.sources.clear()
-        if printed:
-            self.sources[printed] = found
+        found = self.sources[key] = id, place_id, place.country
         return found
 
-    def locate(self, event: Event, id: int | None) -> Source:
-        """Look a source up in the GeoIP data, and write that down: `id` is its row if it has one."""
-        place_id = self.place(self.atlas.locate(event.source))
-        if id:
-            self.db.execute("UPDATE source SET place = ?, geo = ? WHERE id = ?", (place_id, self.geo, id))
-            return Source(id, place_id)
-        id = self.db.execute(
-            "INSERT INTO source(address, network, place, first_seen, geo) VALUES(?,?,?,?,?)",
-            (event.source, network_of(event.source), place_id, event.ts, self.geo),
-        ).lastrowid
-        return Source(id or 0, place_id)
+    def source_again(self, address: str, place: int) -> int:
+        """The id of a source that is there; its place by the GeoIP data of today."""
+        self.db.execute("UPDATE source SET place = ?, geo = ? WHERE address = ?", (place, self.geo, address))
+        return int(self.db.execute("SELECT id FROM source WHERE address = ?", (address,)).fetchone()[0])
 
     def place(self, place: Place) -> int:
         if place not in self.places:
-            row = self.db.execute(
-                "SELECT id FROM place WHERE country = ? AND city = ? AND ifnull(latitude, 999) = ifnull(?, 999)"
-                " AND ifnull(longitude, 999) = ifnull(?, 999)",
-                place,
-            ).fetchone()
             insert = "INSERT INTO place(country, city, latitude, longitude) VALUES(?,?,?,?)"
-            self.places[place] = row[0] if row else self.db.execute(insert, place).lastrowid or 0
-            self.countries[self.places[place]] = place.country
+            self.places[place] = self.db.execute(insert, place).lastrowid or 0
         return self.places[place]
 
     def forget_ids(self) -> None:
         """After a transaction that is not to be: our caches may name rows that do not exist."""
         self.sources.clear()
-        self.places.clear()
-        self.countries = dict(self.db.execute("SELECT id, country FROM place"))
+        self.places = self.known_places()
+
+    def known_places(self) -> dict[Place, int]:
+        rows = self.db.execute("SELECT country, city, latitude, longitude, id FROM place")
+        return {Place(*row[:4]): row[4] for row in rows}
 
     # --- upkeep ----------------------------------------------------------------------------------------------
 
@@ -353,14 +393,15 @@ class Collector:
 def row_of(event: Event, source: Source, id: int) -> Row:
     protocol = None if event.protocol == "TCP" else event.protocol
     numbers = event.source_port, event.target_port, event.window, event.ttl
-    return event.ts, id, source.place, source.id, protocol, *numbers
+    return event.ts, id, source[1], source[0], protocol, *numbers
 
 
 def network_of(address: str) -> str:
     """The /24 or /48 that an address is in."""
     if ":" not in address:
         return address[: address.rindex(".")] + ".0/24"
-    return str(ipaddress.ip_network((address, 48), strict=False))
+    packed = socket.inet_pton(socket.AF_INET6, address)
+    return socket.inet_ntop(socket.AF_INET6, packed[:6] + bytes(10)) + "/48"
 
 
 def free_bytes(path: str) -> int:
@@ -384,6 +425,7 @@ def options(argv: list[str]) -> tuple[Options, float, bool]:
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     chosen, poll, once = options(sys.argv[1:])
+    gc.set_threshold(50_000)  # next to nothing here refers to itself, and to look for that takes time
     collector = Collector(chosen)
     print(f"collecting from {chosen.log}, GeoIP: {', '.join(collector.atlas.kinds()) or 'none'}", flush=True)
     if once:

@@ -17,7 +17,7 @@ from io import BufferedReader
 
 from iptables_line import epoch
 
-CHUNK = 2 << 20  # bytes of log for one transaction: about 8,000 lines
+CHUNK = 128 << 10  # bytes of log taken at a time: about 500 lines, which the processor has at hand
 MOST_IDENTITY = 4096  # bytes of a first line that tell it from others
 TAIL = 128
 
@@ -34,6 +34,9 @@ class Position:
     first: bytes
     offset: int = 0
     tail: bytes = b""
+
+
+Chunk = tuple[bytes, Position]
 
 
 class LogFiles:
@@ -65,8 +68,8 @@ class LogFiles:
             at = None
         return path == self.path, float(at or 0), path.endswith(".gz")
 
-    def chunks(self, path: str) -> Iterator[tuple[list[bytes], Position]]:
-        """Complete lines that were not read yet, with the position behind them; tell it by `read` once it is stored."""
+    def chunks(self, path: str) -> Iterator[Chunk]:
+        """Complete lines, without the last one's newline, that were not read yet, with the position behind them; tell it by `read` once it is stored."""
         try:
             with opened(path) as file:
                 mark = mark_of(
@@ -82,7 +85,7 @@ class LogFiles:
         except OSError as error:
             self.say(f"{path} cannot be read: {error}")
 
-    def complete(self, path: str, file: LogReader) -> Iterator[tuple[list[bytes], Position]]:
+    def complete(self, path: str, file: LogReader) -> Iterator[Chunk]:
         position, rest = self.position(path, file), b""
         while position and (more := filled(file)):
             chunk = rest + more
@@ -93,7 +96,7 @@ class LogFiles:
             if end:
                 tail = chunk[max(0, end - TAIL) : end]
                 position = replace(position, offset=position.offset + end, tail=tail)
-                yield chunk[: end - 1 if chunk[end - 1] == 10 else end].split(b"\n"), position
+                yield chunk[: end - 1 if chunk[end - 1] == 10 else end], position
 
     def position(self, path: str, file: LogReader) -> Position | None:
         """Where to go on in an open file, which then stands there; None if there is nothing to take."""

@@ -17,14 +17,15 @@ import argparse
 import gzip
 import hashlib
 import json
-import mimetypes
 import queue
+import re
 import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -178,17 +179,25 @@ class Rate:
             self.buckets[address] = (left - 1, now)
 
 
-def static_files(folder: Path) -> dict[str, Body]:
-    """Packed once. What has its version in its name never changes; the rest is asked for again, and then is a 304."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-            kind = "text/javascript" if path.suffix == ".js" else kind
-            forever = path.parent.name == "vendor"
-            caching = "max-age=31536000, immutable" if forever else "no-cache"
-            found[str(path.relative_to(folder))] = Body.of(kind, path.read_bytes(), 9, caching)
-    return found
+STATIC = Path(__file__).parent / "static"
+
+
+@lru_cache(maxsize=64)
+def static_file(name: str) -> Body | None:
+    """Packed when first asked for. What has its version in its name never changes; the rest is asked for again, and then
+    is a 304. None: there is no such file."""
+    path = STATIC / name
+    if not re.fullmatch(r"(vendor/)?[a-z][\w.-]*", name, re.ASCII) or not path.is_file():
+        return None
+    kinds = {
+        ".js": "text/javascript",
+        ".json": "application/json",
+        ".svg": "image/svg+xml",
+        ".css": "text/css",
+        ".html": "text/html",
+    }
+    caching = "max-age=31536000, immutable" if name.startswith("vendor/") else "no-cache"
+    return Body.of(kinds.get(path.suffix, "text/plain"), path.read_bytes(), 9, caching)
 
 
 class Dashboard:
@@ -197,7 +206,6 @@ class Dashboard:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.answers = Answers(options.db)
-        self.files = static_files(Path(__file__).parent / "static")
         self.rate = Rate(PUBLIC_RATE, PUBLIC_BURST)
         self.exporting = threading.Semaphore(1)
 
@@ -228,7 +236,7 @@ class Dashboard:
             if public:
                 self.rate.take(client(environ), time.monotonic())
             return self.api(rest[4:], environ, start, public)
-        file = self.files.get(rest or "index.html")
+        file = static_file(rest or "index.html")
         return (
             send(environ, start, file)
             if file

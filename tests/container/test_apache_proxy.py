@@ -460,6 +460,46 @@ def test_drift_is_repaired(fab: FabCommand, box: Box, login: tuple[str, str]) ->
     assert ask(box, "/map/", login).status == 200
 
 
+AUTHORITY = """
+apt-get install -q -y --no-install-recommends pebble >/dev/null
+echo '127.0.0.1 page.example www.page.example acme.example' >>/etc/hosts
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=acme.example -days 9 -addext subjectAltName=DNS:acme.example -out /usr/local/share/ca-certificates/acme.crt -keyout /root/acme.key
+update-ca-certificates
+cat >/root/acme.json <<'END'
+{"pebble": {"listenAddress": "127.0.0.1:14000", "managementListenAddress": "127.0.0.1:15000", "httpPort": 80, "tlsPort": 443,
+ "certificate": "/usr/local/share/ca-certificates/acme.crt", "privateKey": "/root/acme.key", "externalAccountBindingRequired": false}}
+END
+systemd-run -q --unit acme -E PEBBLE_VA_NOSLEEP=1 -E PEBBLE_WFE_NONCEREJECT=0 pebble -config /root/acme.json
+"""
+ACME = {
+    "KNOCKMAP_APACHE_CERTIFICATE": "acme",
+    "KNOCKMAP_APACHE_NAMES": "page.example,www.page.example",
+    "KNOCKMAP_APACHE_ACME_EMAIL": "operator@page.example",
+    "KNOCKMAP_APACHE_ACME_URL": "https://acme.example:14000/dir",
+}
+
+
+def test_a_certificate_comes_by_acme_and_is_taken_up_by_itself(
+    fab: FabCommand, box: Box, login: tuple[str, str]
+) -> None:
+    """From Pebble, Let's Encrypt's own server for tests, which asks for the challenge over HTTP."""
+    shell(box, AUTHORITY)
+    done = fab(box, "apache-proxy", **ACME)
+    assert done.rc == 0, done.out
+    deadline = time.monotonic() + 60
+    shown = ""
+    while "Pebble" not in shown and time.monotonic() < deadline:
+        time.sleep(1)
+        ends = "openssl s_client -connect 127.0.0.1:443 -servername www.page.example </dev/null 2>/dev/null"
+        shown = box.run(["sh", "-c", f"{ends} | openssl x509 -noout -issuer -ext subjectAltName"])[1]
+    assert "Pebble" in shown and "DNS:page.example, DNS:www.page.example" in shown
+    answer = ask(box, "/map/", login, name="page.example")
+    assert answer.status == 200 and answer.headers["strict-transport-security"] == "max-age=63072000"
+    assert fab(box, "apache-proxy", **ACME).last.endswith("ok, 0 changed, 0 failed, 0 skipped")
+    assert fab(box, "credentials").out.startswith("URL          https://page.example/map/")
+    assert fab(box, "apache-proxy").rc == 0
+
+
 def made(folder: Path, name: str, *options: str) -> tuple[str, str]:
     """A certificate and its key, by openssl."""
     certificate, key = str(folder / f"{name}.pem"), str(folder / f"{name}.key")

@@ -489,3 +489,28 @@ def test_pictures_for_the_readme(visit: Open, scheme: str) -> None:
         full_page=True,
     )
     assert (PICTURES / f"page-{scheme}.png").stat().st_size > 50_000
+
+
+def test_the_public_page_needs_no_login_and_shows_no_address(
+    site: Site, browser: Browser, fab: Callable[..., Fab]
+) -> None:
+    assert fab(site.box, "deploy", KNOCKMAP_PUBLIC_PAGE="true", **GEO).rc == 0
+    context = browser.new_context(ignore_https_errors=True, reduced_motion="reduce")
+    context.add_init_script(WATCH)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on(
+        "console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None
+    )
+    page.goto(site.url.replace("/map/", "/public/"))
+    expect(page.locator("body.public:not(.loading)")).to_be_attached(timeout=15_000)
+    expect(page.locator("#total")).not_to_have_text("–")
+    time.sleep(2)
+    text = page.locator("main").inner_text()
+    addresses = [address for (address,) in site.sql("SELECT address FROM source")]
+    assert len(addresses) > 100 and not [address for address in addresses if address in text]
+    assert "Scanning Countries" in text and "/24" in text and not page.locator("#line-table").is_visible()
+    assert (page.evaluate("window.violations"), complaints) == ([], [])
+    found = Axe().run(page).response["violations"]
+    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
+    context.close()

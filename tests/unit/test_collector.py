@@ -402,6 +402,26 @@ def test_a_locked_database_loses_no_line(bench: Bench) -> None:
     bench.whole(lines)
 
 
+def test_a_full_disk_at_the_end_of_a_file_loses_no_line(bench: Bench) -> None:
+    lines = made(2000)
+    bench.write(lines)
+    bench.collector.db.execute(f"PRAGMA max_page_count = {bench.one('PRAGMA page_count')}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        bench.collector.step()
+    bench.collector.db.execute("PRAGMA max_page_count = 100000")
+    assert bench.collector.step() == 2000
+    bench.whole(lines)
+
+
+def test_lines_out_of_order_and_in_other_zones_are_added_up_right(bench: Bench) -> None:
+    lines = made(40, start=1_790_000_000) + made(40, seed=2, start=1_780_000_000) + made(40, seed=3)
+    random.Random(1).shuffle(lines)
+    bench.write([*lines, *(line.replace(b"+00:00", b"+05:30") for line in lines)])
+    bench.collector.step()
+    assert bench.one("SELECT count(*) FROM event") == 240
+    bench.sums()
+
+
 def test_a_rotation_between_looking_and_opening_loses_no_line(bench: Bench) -> None:
     lines = made(30)
     bench.write(lines[:10])
@@ -411,7 +431,7 @@ def test_a_rotation_between_looking_and_opening_loses_no_line(bench: Bench) -> N
         bench.log.rename(f"{bench.log}.1")
         bench.write(lines[20:])
         for part, position in bench.collector.files.chunks(path):
-            bench.collector.store(part, position)
+            bench.collector.store([(part, position)])
     bench.collector.step()
     bench.whole(lines)
 

@@ -12,6 +12,7 @@ import pytest
 from fabric.config import Config
 from fabric.main import Fab
 from invoke.collection import Collection
+from invoke.exceptions import Exit
 
 from fabfile.engine import fleet, transport
 from fabfile.engine.errors import HostError, UsageError
@@ -252,3 +253,22 @@ def test_also_a_bare_command_goes_over_a_verified_connection(
     (home / "known").write_text("")
     assert fab("-H", "one", "--", "true") == 1
     assert "the host is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("-S", "missing"), ("-f", "broken.yaml"), ("-f", "odd.ini")])
+def test_a_configuration_that_cannot_be_read_is_a_sentence(
+    fab: Fabric, words: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.yaml").write_text("knockmap: [\n")
+    (tmp_path / "odd.ini").write_text("")
+    assert fab(words[0], str(tmp_path / words[1]), "-H", "127.0.0.1", "port") == 2
+    said = capsys.readouterr().err
+    assert words[1] in said and "Traceback" not in said
+
+
+def test_a_broken_fabric_yaml_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "fabric.yaml").write_text("knockmap: [\n")
+    config = Config(lazy=True)
+    config.set_project_location(str(tmp_path))
+    with pytest.raises(Exit, match=r"fabric\.yaml"):
+        config.load_project()

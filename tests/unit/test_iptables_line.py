@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from iptables_line import USUAL, Event, Unparsed, parse, parse_any, usual_event, usual_fields
+from iptables_line import USUAL, Event, Unparsed, parse, parse_any, usual_columns, usual_event
 
 DATA = Path(__file__).parents[1] / "data"
 LINES = (DATA / "iptables-lines.log").read_bytes().splitlines()
@@ -170,5 +170,6 @@ def test_all_lines_at_once_and_each_by_itself_have_the_same_fields() -> None:
     usual = [line for line in OWN if USUAL.match(line)]
     assert len(usual) == 18
     alone = [match.groups() for line in usual if (match := USUAL.match(line))]
-    assert usual_fields(usual) == alone
-    assert usual_fields([*usual, b"garbage"]) == [*alone, None]
+    columns = usual_columns(b"\n".join(usual))
+    assert columns and list(zip(*columns, strict=True)) == alone
+    assert usual_columns(b"\n".join([*usual, b"garbage"])) is None

@@ -40,6 +40,7 @@ class Service(Item):
 
     def apply(self, have: Have) -> None:
         unit = self.want["unit"]
+        forget_observations()  # what was seen before this run wrote the unit's file does not know of it
         state = units(unit, self.journal)
         if state.get("NeedDaemonReload") == "yes" or state.get("LoadState") == "not-found":
             must("systemd did not reload its units", "systemctl", "daemon-reload")
