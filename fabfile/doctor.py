@@ -12,7 +12,7 @@ import json as jsonlib
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fabric import Connection  # type: ignore[import-untyped]
@@ -132,7 +132,8 @@ def examine(
 
     def take(event: dict[str, Any]) -> None:
         if event["event"] == "hello":
-            found.links.append(clock_link(float(event["now"]), sent_at, clock()))
+            clocks = clock_link(float(event["now"]), sent_at, clock())
+            found.links.append(replace(clocks, next=on_host(c, clocks.next)))
         elif event["event"] == "link":
             told = {key: str(event[key]) for key in ("name", "state", "cause")}
             found.links.append(Link(**told, next=on_host(c, event["next"])))
@@ -181,7 +182,7 @@ def clock_link(there: float, sent: float, received: float) -> Link:
         "clock",
         "bad" if apart > CLOCK_BAD else "warn",
         f"the target's clock is {apart:.0f} s {way} this machine's, so times on the map are wrong, or here",
-        "timedatectl (here and there: which one is not synchronized?)",
+        "{ssh} timedatectl, and timedatectl here: which one is not synchronized?",
     )
 
 

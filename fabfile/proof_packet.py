@@ -174,6 +174,7 @@ class Course:
         cause, next = STOPS[name]
         if name == HOPS[0]:
             cause = proof.cause or cause.format(to=proof.to)
+            proof.hops.clear()  # what was counted first was another's
         if over_limit and name == HOPS[1]:
             cause, next = "a flood is over knock_limit, and then not every SYN is logged", "{fab} doctor"
         # Where only a guess or a jump host leads there, a SYN from here proves nothing by its absence.

@@ -90,11 +90,12 @@ class Watch:
     def count(self) -> dict[str, int]:
         return counts().get(self.family) or {"seen": 0, "logged": 0, "over_limit": 0}
 
-    def counter(self) -> str | None:
-        """Only what is not another's: so the log is read along."""
+    def counter(self, settle: float = 0) -> str | None:
+        """Only what is not another's: so the log is read along, after `settle` seconds for lines on their way."""
+        counted = self.count()["seen"] - self.before["seen"]
+        time.sleep(settle)
         self.read()
-        now = self.count()
-        return "counted" if self.ours or now["seen"] - self.before["seen"] > self.others else None
+        return "counted" if self.ours or counted > self.others else None
 
     def log_line(self) -> str | None:
         self.read()
@@ -135,7 +136,7 @@ def follow(target: Target, packet: dict[str, Any], emit: Callable[..., None], pa
             return emit("passed", family=packet["family"], why=f"{name}: not deployed")
         found = wait_for(look, patience)
         if found is None:
-            if name == "log line" and watch.counter() is None:
+            if name == "log line" and watch.counter(settle=0.3) is None:
                 name = "counter"  # what was counted was another's
             return emit("stopped", family=packet["family"], name=name, over_limit=watch.over_limit())
         ms = round((time.monotonic() - start) * 1000)

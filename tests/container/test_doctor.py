@@ -278,7 +278,8 @@ def test_another_scanner_is_not_taken_for_our_packet(fab: FabCommand, box: Box, 
         found = diagnose(fab, box)
     finally:
         sh(box, "iptables -t raw -F; ip netns del outside")
-    assert found["proof"]["packets"][0]["stopped"] == "counter", found
+    packet = found["proof"]["packets"][0]
+    assert packet["stopped"] == "counter" and packet["hops"] == [], packet
     assert diagnose(fab, box)["ok"]
 
 
