@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import accumulate
 
 from .attack import networks
 
@@ -66,15 +67,15 @@ def neighbour(network: str, rng: random.Random) -> str:
 def lines(since: int, until: int, count: int, host: str = "vps", seed: int = 22) -> Iterator[bytes]:
     """About `count` lines between two times (epoch), in order."""
     rng = random.Random(seed)
-    known = scanners(max(20, count // 8), rng)
-    share = [1 / (rank + 3) ** 0.9 for rank in range(len(known))]
+    known = scanners(min(max(20, count // 8), 40_000), rng)
+    shares = list(accumulate(1 / (rank + 3) ** 0.9 for rank in range(len(known))))
     bursts = [
         (rng.uniform(since, until), rng.uniform(600, 2400), rng.choice(known[:30]))
         for _ in range(1 + (until - since) // 28800)
     ]
     moments = sorted(moment(since, until, bursts, rng) for _ in range(count))
     for at, scanner in moments:
-        yield line(at, scanner or rng.choices(known, share)[0], host, rng)
+        yield line(at, scanner or rng.choices(known, cum_weights=shares)[0], host, rng)
 
 
 def moment(
