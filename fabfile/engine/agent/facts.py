@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Callable
 
-from .machine import at, read_text, run
+from .machine import at, read_text
 from .paths import STATE
+from .units import units
 
 
 def fact_logger() -> str:
@@ -31,7 +32,7 @@ def fact_log_owner() -> str:
 
 def fact_ssh_owner() -> str:
     """Who holds sshd's port: "service", "socket", or "generator" (Ubuntu's ssh.socket, which follows sshd_config)."""
-    if run(*QUESTIONS["ssh_owner"]).returncode:
+    if units(UNITS["ssh_owner"]).get("ActiveState") != "active":
         return "service"
     follows = os.path.exists(at("/lib/systemd/system-generators/sshd-socket-generator"))
     return "generator" if follows else "socket"
@@ -50,8 +51,7 @@ def fact_ssh_root_login() -> str:
     return "prohibit-password"
 
 
-# What the facts ask other programs.
-QUESTIONS = {"ssh_owner": ("systemctl", "is-active", "-q", "ssh.socket")}
+UNITS = {"ssh_owner": "ssh.socket"}  # those that facts depend on
 FACTS: dict[str, Callable[[], str]] = {
     "logger": fact_logger,
     "log_owner": fact_log_owner,
