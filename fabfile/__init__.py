@@ -9,6 +9,7 @@ from typing import Any
 from fabric import Connection  # type: ignore[import-untyped]
 from invoke.collection import Collection
 
+import fabfile.engine  # noqa: F401 - before all others of ours, since it lets Python keep what it compiles
 from fabfile import scanners
 from fabfile.engine import fleet
 from fabfile.engine.converge import undo as put_back
