@@ -11,7 +11,7 @@ from invoke.collection import Collection
 
 import fabfile.engine  # noqa: F401 - before all others of ours, since it lets Python keep what it compiles
 from fabfile import scanners
-from fabfile.engine import fleet
+from fabfile.engine import fleet, transport
 from fabfile.engine.converge import undo as put_back
 from fabfile.engine.errors import UsageError
 from fabfile.engine.fleet import host_task, settings
@@ -50,8 +50,9 @@ def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Turn a fresh VPS into a hardened box that shows who scans it for SSH."""
     chosen = settings(c)
     refuse_stack(chosen)
-    with ThreadPoolExecutor(1) as pool:
-        others = pool.submit(plan, chosen)  # templates are rendered while the connection is made
+    with ThreadPoolExecutor(1) as pool:  # what needs no connection is done while that is made
+        others = pool.submit(plan, chosen)
+        pool.submit(transport.packed_agent)
         c.open()
         report: Report = modules["harden_ssh"].settle(c, chosen, others.result(), check=check, diff=diff)
     return report
