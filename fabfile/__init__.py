@@ -9,8 +9,9 @@ from typing import Any
 from fabric import Connection  # type: ignore[import-untyped]
 from invoke.collection import Collection
 
+import fabfile.engine  # noqa: F401 - before all others of ours, since it lets Python keep what it compiles
 from fabfile import doctor, export, scanners, users
-from fabfile.engine import fleet
+from fabfile.engine import fleet, transport
 from fabfile.engine.converge import undo as put_back
 from fabfile.engine.errors import UsageError
 from fabfile.engine.fleet import host_task, settings
@@ -50,8 +51,9 @@ def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
     chosen = settings(c)
     refuse_stack(chosen)
     chosen = modules["apache_proxy"].named(c, chosen)
-    with ThreadPoolExecutor(1) as pool:
-        others = pool.submit(plan, chosen)  # templates are rendered while the connection is made
+    with ThreadPoolExecutor(1) as pool:  # what needs no connection is done while that is made
+        others = pool.submit(plan, chosen)
+        pool.submit(transport.packed_agent)
         c.open()
         report: Report = modules["harden_ssh"].settle(c, chosen, others.result(), check=check, diff=diff)
     if report.ok and report.changed and not report.check:  # a deploy that changed nothing stays fast

@@ -42,7 +42,8 @@ _START = (
 
 
 @lru_cache
-def _program() -> bytes:
+def packed_agent() -> bytes:
+    """The frame of the agent's program: prepared while a connection is made, it is there when it is needed."""
     return frame(zlib.compress(agent.program()))
 
 
@@ -63,7 +64,7 @@ def run_agent(
     changed `package:python3`; in check mode it is only reported, and the rest is not guessed.
     `program` is the source to run instead of the agent's.
     """
-    source = frame(zlib.compress(program)) if program else _program()
+    source = frame(zlib.compress(program)) if program else packed_agent()
     if _converse(c, source + frame(json.dumps(job).encode()), blobs, on_event):
         return
     if job["mode"] == "undo":
@@ -128,6 +129,8 @@ def _converse(c: Any, first: bytes, blobs: Mapping[str, Path], on_event: OnEvent
             on_event(event)
             if event["event"] == "need":
                 _send_blob(channel, event, blobs[event["sha256"]], on_event)
+            if ended:
+                break  # Python takes some milliseconds to go, and nobody needs to see it
         if not ended:
             raise channel.broken(b"\n".join(rest[1:]))
     return True

@@ -115,7 +115,7 @@ def commands(venvs: Path, folder: Path) -> dict[str, Command]:
         "pyinfra": lambda way: [
             f"{venvs}/pyinfra/bin/pyinfra",
             "-y",
-            f"{folder}/inventory_{way.port}.py",
+            f"{way.folder}/inventory_{way.port}.py",  # one that is not there is no error to it
             f"{folder}/deploy.py",
         ],
     }

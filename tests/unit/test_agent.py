@@ -57,7 +57,7 @@ def run(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         body = json.dumps(job).encode()
         stdin = io.TextIOWrapper(io.BytesIO(b"%d\n" % len(body) + body + answer))
         monkeypatch.setattr("sys.stdin", stdin)
-        for state in (item.changed_ids, item.observed, facts.facts, units.job_units):
+        for state in (item.changed_ids, item.observed, facts.facts, units.asked_units):
             state.clear()
         monkeypatch.setattr(wire, "gone", False)
         main.main()

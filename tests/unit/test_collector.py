@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import random
@@ -278,30 +279,43 @@ def test_folded_lines_are_rows_of_their_own(bench: Bench) -> None:
 
 
 def test_kill_9_in_the_middle_of_bulk_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    lines = list(log.lines(25_000, sources=1000, step=2.0))
+    lines = list(log.lines(12_000, sources=1000, step=2.0))
+    for number in range(12):  # each file is a transaction
+        part = lines[number * 1000 : (number + 1) * 1000]
+        (tmp_path / f"iptables.log-{number:02}").write_bytes(b"".join(part))
     path, db = tmp_path / "iptables.log", tmp_path / "knockmap.db"
-    path.write_bytes(b"".join(lines))
-    argv = [
-        sys.executable,
-        str(PROGRAM),
-        "--log",
-        str(path),
-        "--db",
-        str(db),
-        "--geo",
-        str(tmp_path),
-        "--free-bytes",
-        "0",
-    ]
-    rng = random.Random(5)
+    argv = [sys.executable, str(PROGRAM), "--log", str(path), "--db", str(db)]
+    argv += ["--geo", str(tmp_path), "--free-bytes", "0"]
+    rng, killed_at = random.Random(5), []
     for _ in range(3):
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-        time.sleep(0.12 + rng.random() * 0.15)
+        wait_for_more(db, killed_at[-1] if killed_at else 0)
+        time.sleep(rng.random() * 0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        killed_at.append(stored(db))
+    assert killed_at[0] < len(lines)
     subprocess.run([*argv, "--once"], stdout=subprocess.DEVNULL, check=True)
-    bench = Bench(tmp_path)
-    bench.whole(lines)
+    Bench(tmp_path).whole(lines)
+
+
+def stored(db: Path) -> int:
+    """How many events a database holds, also one that is not made yet."""
+    with contextlib.closing(sqlite3.connect(db)) as connection:
+        try:
+            return int(connection.execute("SELECT count(*) FROM event").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0
+
+
+def wait_for_more(db: Path, before: int) -> None:
+    deadline = time.monotonic() + 10
+    while (
+        not (Path(f"{db}-wal").exists() and stored(db) > before)
+        and before < 12_000
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.002)
 
 
 def test_forgets_by_age_and_keeps_the_sums_exact(bench: Bench) -> None:
@@ -351,7 +365,9 @@ def test_pauses_before_the_disk_is_full_and_goes_on_by_itself(bench: Bench) -> N
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    time.sleep(0.3)
+    with contextlib.closing(sqlite3.connect(bench.db)) as db:
+        while not db.execute("SELECT 1 FROM meta WHERE key = 'paused'").fetchone():
+            time.sleep(0.01)
     assert worker.is_alive() and not taken
     collectors[0].options = bench.options  # there is room again
     worker.join(5)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fabfile.engine.agent import facts, machine
+from fabfile.engine.agent import facts, item, machine, units
 from fabfile.engine.resources import Command, File
 from fabfile.harden_ssh import NAME, PROGRAM, refusal, resources
 from fabfile.settings import Settings
@@ -99,7 +99,9 @@ def test_both_sides_see_the_same_owner_of_the_port(
     generator: bool,
     owner: str,
 ) -> None:
-    program("systemctl", systemctl(active))
+    program("systemctl", systemctl(active, f"ActiveState={'active' if active else 'inactive'}"))
+    monkeypatch.setattr(units, "asked_units", [])
+    item.forget_observations()
     if generator:
         path = Path(target.GENERATOR)
         path.parent.mkdir(parents=True)

@@ -10,14 +10,14 @@ its state:
 
 In check mode it writes nothing at all. If the operator goes away it finishes the resource at hand and stops.
 
-    main → converge, undo → files, packages, units, rules, accounts, commands → item → journal, facts → paths → machine → wire
+    main → converge, undo → files, packages, rules, accounts, commands → facts → units → item → journal → paths → start → machine → wire
 """
 
 from pathlib import Path
 
 MODULES = (
-    *("wire", "machine", "paths", "journal", "facts", "item"),
-    *("files", "packages", "units", "rules", "accounts", "commands"),
+    *("wire", "machine", "start", "paths", "journal", "item", "units", "facts"),
+    *("files", "packages", "rules", "accounts", "commands"),
     *("converge", "undo", "main"),
 )
 
@@ -30,7 +30,9 @@ for name, source in MODULES.items():
     module.__package__ = "agent"
     setattr(package, name, module)
     exec(compile(source, "agent/" + name + ".py", "exec"), module.__dict__)
-sys.modules["agent.main"].main()
+    if name == "start":
+        job = module.begin()
+module.main(job)
 """
 
 

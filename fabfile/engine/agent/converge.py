@@ -11,14 +11,14 @@ from typing import Any
 from . import wire
 from .accounts import User
 from .commands import Command, Requirement
-from .facts import QUESTIONS, fact
+from .facts import UNITS, fact
 from .files import Directory, File, Link, Secret
 from .item import Item, changed_ids, forget_observations
 from .journal import Journal
 from .machine import ask_ahead, at, forget_ahead, run
 from .packages import Package, apt_get, wait_for_locks
 from .rules import Rules
-from .units import Service, job_units
+from .units import Service, will_ask
 from .wire import Failure, Have, Want, emit
 
 FREE_BYTES = 64 << 20  # a change is not begun with less than this on the disk
@@ -37,7 +37,9 @@ def converge(job: dict[str, Any]) -> None:
     """Bring every resource to what it shall be, in order. The first failure stops; the rest are skipped."""
     check = job["mode"] == "check"
     journal = Journal()
-    job_units.extend(want["unit"] for want in job["resources"] if want["kind"] == "service")
+    facts = {want["when"][0] for want in job["resources"] if want["when"]}
+    units = [want["unit"] for want in job["resources"] if want["kind"] == "service"]
+    will_ask([*units, *(UNITS[name] for name in sorted(facts & UNITS.keys()))], journal)
     ask_ahead(questions(job["resources"], journal))
     wants = [
         want for want in job["resources"] if not want["when"] or fact(want["when"][0]) == want["when"][1]
@@ -64,10 +66,8 @@ def converge(job: dict[str, Any]) -> None:
 
 def questions(wants: list[Want], journal: Journal) -> dict[tuple[str, ...], None]:
     """All that will be asked of other programs, once each; not of what may not exist on this target."""
-    facts = {want["when"][0] for want in wants if want["when"]}
     items = (KINDS[want["kind"]](want, journal) for want in wants if not want["when"])
-    asked = [QUESTIONS[name] for name in facts if name in QUESTIONS]
-    return dict.fromkeys([*asked, *(argv for item in items for argv in item.questions())])
+    return dict.fromkeys(argv for item in items for argv in item.questions())
 
 
 def hold(want: Want, journal: Journal) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from .machine import at, read_text, run
 from .paths import STATE
+from .units import units
 
 
 def fact_logger() -> str:
@@ -32,7 +33,7 @@ def fact_log_owner() -> str:
 
 def fact_ssh_owner() -> str:
     """Who holds sshd's port: "service", "socket", or "generator" (Ubuntu's ssh.socket, which follows sshd_config)."""
-    if run(*QUESTIONS["ssh_owner"]).returncode:
+    if units(UNITS["ssh_owner"]).get("ActiveState") != "active":
         return "service"
     follows = os.path.exists(at("/lib/systemd/system-generators/sshd-socket-generator"))
     return "generator" if follows else "socket"
@@ -92,9 +93,9 @@ def is_example() -> bool:
 
 # What the facts ask other programs.
 QUESTIONS = {
-    "ssh_owner": ("systemctl", "is-active", "-q", "ssh.socket"),
     "web_ports": ("ss", "-Hltnp"),
 }
+UNITS = {"ssh_owner": "ssh.socket"}  # those that facts depend on
 FACTS: dict[str, Callable[[], str]] = {
     "logger": fact_logger,
     "log_owner": fact_log_owner,

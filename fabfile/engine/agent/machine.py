@@ -55,7 +55,7 @@ _ahead: dict[tuple[str, ...], subprocess.Popen[str] | str] = {}
 
 
 def ask_ahead(questions: Iterable[tuple[str, ...]]) -> None:
-    _ahead.update({argv: begin(argv) for argv in questions})
+    _ahead.update({argv: begin(argv) for argv in questions if argv not in _ahead})
 
 
 def forget_ahead() -> None:

@@ -14,6 +14,7 @@ from .item import Item
 from .journal import Journal
 from .machine import at, must, run
 from .paths import STATE
+from .units import will_ask
 from .wire import emit
 
 
@@ -22,6 +23,7 @@ def undo(job: dict[str, Any]) -> None:
     import shutil  # noqa: F401 - now: undo may remove the Python that it runs on
 
     options, check, journal = job["undo"], job["mode"] == "check" or job.get("check", False), Journal()
+    will_ask((), journal)
     chosen = [
         id
         for id, e in reversed(journal.entries.items())

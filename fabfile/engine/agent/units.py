@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from .item import Item, changed_ids, forget_observations, observed
@@ -10,12 +11,12 @@ from .journal import Journal
 from .machine import must, run
 from .wire import Failure, Have
 
-job_units: list[str] = []  # the units of this job
+asked_units: list[str] = []  # those of this job and of the journal: one question is about all of them
 
 
 class Service(Item):
     def questions(self) -> list[tuple[str, ...]]:
-        return [question(self.journal)]
+        return [question()]
 
     def awaited(self, key: str) -> bool:
         """True if something this unit must be restarted (reloaded) for changed, in this run or an interrupted one."""
@@ -27,7 +28,7 @@ class Service(Item):
         return {**wanted, "current": True}
 
     def observe(self) -> Have:
-        state = units(self.want["unit"], self.journal)
+        state = units(self.want["unit"])
         running = state.get("ActiveState") in ("active", "reloading")
         awaited = self.awaited("restart_on") or self.awaited("reload_on")
         # A unit that is not to run picks a change up when it is started.
@@ -41,11 +42,11 @@ class Service(Item):
     def apply(self, have: Have) -> None:
         unit = self.want["unit"]
         forget_observations()  # what was seen before this run wrote the unit's file does not know of it
-        state = units(unit, self.journal)
+        state = units(unit)
         if state.get("NeedDaemonReload") == "yes" or state.get("LoadState") == "not-found":
             must("systemd did not reload its units", "systemctl", "daemon-reload")
             forget_observations()
-        if units(unit, self.journal).get("LoadState") == "not-found":
+        if units(unit).get("LoadState") == "not-found":
             raise Failure(f"the target has no unit {unit}")
         if self.want["enabled"] is not None and have["enabled"] != self.want["enabled"]:
             must(f"{unit}", "systemctl", "enable" if self.want["enabled"] else "disable", unit)
@@ -94,7 +95,7 @@ class Service(Item):
 
     def restore(self, before: Have, options: dict[str, Any]) -> str:
         unit = self.want["unit"]
-        if units(unit, self.journal).get("LoadState") == "not-found":
+        if units(unit).get("LoadState") == "not-found":
             return ""
         if self.want["enabled"] is not None and self.observe()["enabled"] != before["enabled"]:
             run("systemctl", "enable" if before["enabled"] else "disable", unit)
@@ -108,18 +109,23 @@ def last_words(unit: str) -> str:
     return run("journalctl", "-u", unit, "-n", "8", "--no-pager", "-o", "cat").stdout
 
 
-def question(journal: Journal) -> tuple[str, ...]:
-    """One question about all units of this job and of the journal."""
+def will_ask(units: Iterable[str], journal: Journal) -> None:
     undone = (entry["want"]["unit"] for entry in journal.entries.values() if entry["kind"] == "service")
+    asked_units.extend(unit for unit in (*units, *undone) if unit not in asked_units)
+
+
+def question() -> tuple[str, ...]:
     properties = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload"
-    return ("systemctl", "show", "-p", properties, "--", *dict.fromkeys([*job_units, *undone]))
+    return ("systemctl", "show", "-p", properties, "--", *asked_units)
 
 
-def units(unit: str, journal: Journal) -> dict[str, str]:
+def units(unit: str) -> dict[str, str]:
     """systemd's view of one unit."""
+    if unit not in asked_units:
+        asked_units.append(unit)
+        observed.pop("units", None)
     if "units" not in observed:
-        argv = question(journal)
-        blocks = run(*argv).stdout.strip().split("\n\n")
+        blocks = run(*question()).stdout.strip().split("\n\n")
         parsed = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
-        observed["units"] = dict(zip(argv[argv.index("--") + 1 :], parsed, strict=False))
+        observed["units"] = dict(zip(asked_units, parsed, strict=False))
     return observed["units"].get(unit, {})  # type: ignore[no-any-return]

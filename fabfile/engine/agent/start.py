@@ -1,0 +1,50 @@
+"""The first moments: take the job and the lock, and ask what takes longest while the rest of the agent is still loaded."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from . import wire
+from .machine import ask_ahead, at
+from .wire import read_frame
+
+_lock: list[int] = []  # a file descriptor while we hold it
+
+
+def begin() -> dict[str, Any]:
+    """Gives the job. Guards of commands are whole programs, so they start before everything else."""
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, stop)
+    os.umask(0o022)
+    job: dict[str, Any] = json.loads(read_frame(sys.stdin.buffer))
+    if lock():  # what another run still changes must not be looked at yet
+        wants = (want for want in job["resources"] if want["kind"] == "command" and not want["when"])
+        ask_ahead(tuple(want["unless"]) for want in wants)
+    return job
+
+
+def stop(*_: object) -> None:
+    wire.gone = True
+
+
+def lock() -> bool:
+    """One run at a time. The lock is on a directory that only root can open: check mode makes no file."""
+    if not _lock:
+        fd = os.open(at("/root"), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        _lock.append(fd)
+    return True
+
+
+def unlock() -> None:
+    while _lock:
+        os.close(_lock.pop())
