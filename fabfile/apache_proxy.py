@@ -55,7 +55,7 @@ HEADERS = {
 
 def named(c: Any, settings: Settings) -> Settings:
     """The settings with the name by which the operator reaches this host among those that it has itself."""
-    if "own" not in settings.apache_names:
+    if "own" not in settings.apache_names or "%" in c.host:  # a link-local address means nothing elsewhere
         return settings
     return replace(settings, apache_names=(c.host, *settings.apache_names))
 
@@ -205,5 +205,5 @@ def resources(settings: Settings) -> list[Resource]:
 
 @host_task
 def apache_proxy(c: Any, check: bool = False, diff: bool = False) -> Report:
-    """Put Apache with TLS and a login in front of the dashboard."""
+    """Put Apache with TLS and a login in front of the page, beside the sites that it has."""
     return converge(c, {"apache_proxy": resources(named(c, fleet.settings(c)))}, check=check, diff=diff)

@@ -130,10 +130,22 @@ def names_conf(found: list[str]) -> str:
 # --- the certificate --------------------------------------------------------------------------------------------
 
 
-def certified(path: str) -> set[str]:
-    """The names and addresses in a certificate."""
-    shown = run("openssl", "x509", "-in", path, "-noout", "-ext", "subjectAltName").stdout
-    return {plain(name) for name in re.findall(r"(?:DNS|IP Address):([^,\s]+)", shown)}
+def holds(path: str, found: list[str], days: int) -> bool:
+    """True if a certificate is for exactly these names and addresses, and lasts so many days."""
+    argv = [
+        "openssl",
+        "x509",
+        "-in",
+        path,
+        "-noout",
+        "-ext",
+        "subjectAltName",
+        "-checkend",
+        str(days * 86400),
+    ]
+    shown = run(*argv)
+    names = re.findall(r"(?:DNS|IP Address):([^,\s]+)", shown.stdout)
+    return shown.returncode == 0 and {plain(name) for name in names} == set(found)
 
 
 def lasts(path: str, days: int) -> bool:
@@ -150,9 +162,7 @@ def make(found: list[str]) -> None:
 
 
 def good(config: dict[str, list[str] | str], found: list[str]) -> bool:
-    if config["certificate"] != "self-signed":
-        return True
-    return os.path.exists(PEM) and certified(PEM) == set(found) and lasts(PEM, RENEW_DAYS)
+    return config["certificate"] != "self-signed" or holds(PEM, found, RENEW_DAYS)
 
 
 def renew() -> bool:

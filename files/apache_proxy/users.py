@@ -98,7 +98,7 @@ def write(users: dict[str, str]) -> None:
     nobody = hashed(NOBODY, os.urandom(24).hex(), cost)
     lines = [f"{name}:{hash}\n" for name, hash in {**users, NOBODY: nobody}.items()]
     put(HASHES, "".join(lines), 0o640, grp.getgrnam("www-data").gr_gid)
-    put(CONF, conf(users), 0o644)
+    put(CONF, conf(users), 0o600)
 
 
 def tell_apache() -> None:

@@ -236,7 +236,7 @@ def test_a_certificate_is_made_for_all_names_and_renewed_in_time(
     names = ["vps.example", "192.0.2.1", "2001:db8::1"]
     assert not certificate.good(config, names)
     certificate.make(names)
-    assert certificate.good(config, names) and certificate.certified(pem) == set(names)
+    assert certificate.good(config, names) and certificate.holds(pem, names[::-1], 89)
     assert not certificate.good(config, names[:2])
     assert certificate.lasts(pem, 89) and not certificate.lasts(pem, 91)
     assert Path(pem).stat().st_mode & 0o777 == 0o600
