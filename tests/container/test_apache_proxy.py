@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pytest
 from box import Box, images
 from testinfra.host import Host
 
-from tests.container.conftest import ROOT, Fab
+from tests.container.conftest import ROOT, Fab, boxes
 from tests.container.web import Web, ask, basic
 
 FabCommand = Callable[..., Fab]
@@ -29,11 +29,12 @@ SITE = "/etc/apache2/sites-available/zz-knockmap.conf"
 
 
 @pytest.fixture(scope="module")
-def box(new_box: Callable[..., Box], release: str) -> Box:
+def box(worker_id: str, release: str) -> Iterator[Box]:
     """With a double of the dashboard behind Apache."""
-    made = new_box(release)
-    start_double(made)
-    return made
+    with boxes(worker_id) as make:
+        made = make(release)
+        start_double(made)
+        yield made
 
 
 def start_double(box: Box) -> None:
