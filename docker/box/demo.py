@@ -119,7 +119,11 @@ def attack_on() -> None:
     with state.lock(f"{NAME}-attack.lock"):
         until = time.monotonic() + MINUTES * 60
         while time.monotonic() < until and NAME in machine.boxes():
-            attack(machine.find(NAME), sources=200, count=RATE * 20, rate=RATE)
+            try:
+                attack(machine.find(NAME), sources=200, count=RATE * 20, rate=RATE)
+            except BoxError as error:  # it is being restarted, or removed; then the loop ends
+                print(error, flush=True)
+                time.sleep(5)
 
 
 # --- without Docker -------------------------------------------------------------------------------------------------

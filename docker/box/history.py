@@ -73,7 +73,7 @@ def lines(since: int, until: int, count: int, host: str = "vps", seed: int = 22)
         (rng.uniform(since, until), rng.uniform(600, 2400), rng.choice(known[:30]))
         for _ in range(1 + (until - since) // 28800)
     ]
-    moments = sorted(moment(since, until, bursts, rng) for _ in range(count))
+    moments = sorted((moment(since, until, bursts, rng) for _ in range(count)), key=lambda found: found[0])
     for at, scanner in moments:
         yield line(at, scanner or rng.choices(known, cum_weights=shares)[0], host, rng)
 

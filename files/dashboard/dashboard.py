@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import ipaddress
+import itertools
 import json
+import os
 import queue
-import re
 import sqlite3
 import sys
 import threading
@@ -38,8 +40,9 @@ from view import TooMuch, View
 
 SECONDS = 2.0  # for one answer
 MEMORY = 32 << 20  # for all of SQLite in this process
-AT_ONCE = 2  # answers that are worked on
+AT_ONCE = 2  # answers that are worked on; one of them at most for the public page
 FRESH = 0.5  # seconds for which an answer does, while events pour in
+FAILED = 5.0  # … and for which a question that failed is not tried again
 CACHED = 64  # answers
 PUBLIC_RATE, PUBLIC_BURST = 4.0, 40.0  # requests of one address to /public/api, per second and at once
 
@@ -88,63 +91,102 @@ class Body:
 class Cached:
     lock: threading.Lock
     body: Body | None = None
-    stamp: int = -1
+    error: Exception | None = None
+    stamp: tuple[int, int] = (0, 0)
     at: float = 0.0
 
 
 class Answers:
-    """Answers to equal questions are worked out once: while nothing new is stored, or for FRESH seconds."""
+    """Answers to equal questions are worked out once: while nothing new is stored, or for FRESH seconds.
+
+    Whoever waits does so for SECONDS at most, so that a heavy question never holds all threads.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.cached: dict[Any, Cached] = {}
         self.lock = threading.Lock()
-        self.watch: sqlite3.Connection | None = None
+        self.watch: Connected | None = None
         # Connections, or None for one that is not made yet: whoever has one works.
-        self.idle: queue.Queue[sqlite3.Connection | None] = queue.Queue()
+        self.idle: queue.Queue[Connected | None] = queue.Queue()
         for _ in range(AT_ONCE):
             self.idle.put(None)
 
-    def stamp(self) -> int:
-        """A number that changes when the collector has stored something."""
+    def stamp(self) -> tuple[int, int]:
+        """Changes when the collector has stored something, or has another file."""
         with self.lock:
-            if self.watch is None:
-                self.watch = database.reader(self.path, any_thread=True)
-            return int(self.watch.execute("PRAGMA data_version").fetchone()[0])
+            self.watch = connected(self.path, self.watch)
+            return self.watch.inode, self.watch.db.execute("PRAGMA data_version").fetchone()[0]
 
-    def ask(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Run queries within the limits of time and memory. Raises BadRequest, TooMuch, Busy, sqlite3.Error."""
+    def ask(self, work: Callable[[sqlite3.Connection], Any], wait: float | None = None) -> Any:
+        """Run queries within the limits of time and memory; `wait` seconds for a turn at most (default SECONDS).
+
+        Raises BadRequest, TooMuch, Busy, sqlite3.Error."""
         try:
-            db = self.idle.get(timeout=SECONDS)
+            link = self.idle.get(timeout=SECONDS if wait is None else wait)
         except queue.Empty:
             raise Busy from None
         try:
-            db = db or connect(self.path)
+            link = connected(self.path, link)
             stop = time.monotonic() + SECONDS
-            db.set_progress_handler(lambda: time.monotonic() > stop, 10_000)
-            return work(db)
+            link.db.set_progress_handler(lambda: time.monotonic() > stop, 10_000)
+            return work(link.db)
         except MemoryError:
             raise TooMuch(
                 "that takes more memory than this small machine gives; choose a shorter span"
             ) from None
         finally:
-            if db:
-                db.execute("PRAGMA shrink_memory")
-            self.idle.put(db)
+            if link:
+                link.db.execute("PRAGMA shrink_memory")
+            self.idle.put(link)
 
-    def answer(self, key: Any, work: Callable[[sqlite3.Connection], Any], rows_only: bool = True) -> Body:
-        """`rows_only`: nothing but the database is asked."""
+    def entry(self, key: Any) -> Cached:
         with self.lock:
             while len(self.cached) >= CACHED and key not in self.cached:
                 self.cached.pop(next(iter(self.cached)))
-            entry = self.cached.setdefault(key, Cached(threading.Lock()))
-        with entry.lock:
+            return self.cached.setdefault(key, Cached(threading.Lock()))
+
+    def answer(self, key: Any, work: Callable[[sqlite3.Connection], Any], rows_only: bool = True) -> Body:
+        """`rows_only`: nothing but the database is asked. What failed is not tried again for a moment."""
+        entry = self.entry(key)
+        if not entry.lock.acquire(timeout=SECONDS):
+            raise Busy
+        try:
+            age = time.monotonic() - entry.at
+            if entry.error and age < FAILED:
+                raise type(entry.error)(*entry.error.args)
             stamp = self.stamp()
-            if entry.body and ((rows_only and entry.stamp == stamp) or time.monotonic() - entry.at < FRESH):
+            if entry.body and ((rows_only and entry.stamp == stamp) or age < FRESH):
                 return entry.body
+            entry.error = None
             entry.body = as_json(self.ask(work))
             entry.stamp, entry.at = stamp, time.monotonic()
             return entry.body
+        except (TooMuch, sqlite3.OperationalError) as error:
+            entry.body, entry.error = None, error
+            entry.at = entry.at if age < FAILED else time.monotonic()
+            raise
+        finally:
+            entry.lock.release()
+
+
+@dataclass(frozen=True)
+class Connected:
+    db: sqlite3.Connection
+    inode: int
+
+
+def connected(path: str, link: Connected | None) -> Connected:
+    """This connection, or a new one where the file at `path` is another by now: doctor has a damaged one moved away."""
+    try:
+        inode = os.stat(path).st_ino
+    except OSError:
+        inode = 0
+    if link and link.inode == inode:
+        return link
+    if link:
+        link.db.close()
+    return Connected(connect(path), inode)
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -182,22 +224,23 @@ class Rate:
 STATIC = Path(__file__).parent / "static"
 
 
-@lru_cache(maxsize=64)
-def static_file(name: str) -> Body | None:
-    """Packed when first asked for. What has its version in its name never changes; the rest is asked for again, and then
-    is a 304. None: there is no such file."""
+FILES = frozenset(str(path.relative_to(STATIC)) for path in STATIC.rglob("*") if path.is_file())
+KINDS = {
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+    ".css": "text/css",
+    ".html": "text/html",
+}
+
+
+@lru_cache
+def static_file(name: str) -> Body:
+    """One of FILES, packed when first asked for. What has its version in its name never changes; the rest is asked for
+    again, and then is a 304."""
     path = STATIC / name
-    if not re.fullmatch(r"(vendor/)?[a-z][\w.-]*", name, re.ASCII) or not path.is_file():
-        return None
-    kinds = {
-        ".js": "text/javascript",
-        ".json": "application/json",
-        ".svg": "image/svg+xml",
-        ".css": "text/css",
-        ".html": "text/html",
-    }
     caching = "max-age=31536000, immutable" if name.startswith("vendor/") else "no-cache"
-    return Body.of(kinds.get(path.suffix, "text/plain"), path.read_bytes(), 9, caching)
+    return Body.of(KINDS.get(path.suffix, "text/plain"), path.read_bytes(), 9, caching)
 
 
 class Dashboard:
@@ -207,7 +250,8 @@ class Dashboard:
         self.options = options
         self.answers = Answers(options.db)
         self.rate = Rate(PUBLIC_RATE, PUBLIC_BURST)
-        self.exporting = threading.Semaphore(1)
+        self.public_turn = threading.Semaphore(1)
+        self.exporting = threading.Semaphore(AT_ONCE)
 
     def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
         try:
@@ -216,8 +260,10 @@ class Dashboard:
             return refuse(start, "400 Bad Request", str(error))
         except TooMuch as error:
             return refuse(start, "422 Unprocessable Content", str(error))
-        except Busy:
-            return refuse(start, "429 Too Many Requests", "too many requests at once; wait a few seconds")
+        except Busy as error:
+            return refuse(
+                start, "429 Too Many Requests", str(error) or "too many requests at once; wait a few seconds"
+            )
         except sqlite3.OperationalError as error:
             return refuse(start, "503 Service Unavailable", why(error))
         except sqlite3.DatabaseError as error:
@@ -233,17 +279,24 @@ class Dashboard:
         if base != "map" and not public:
             return refuse(start, "404 Not Found", "there is nothing here; the page is at /map/")
         if rest.startswith("api/"):
-            if public:
-                self.rate.take(client(environ), time.monotonic())
-            return self.api(rest[4:], environ, start, public)
-        file = static_file(rest or "index.html")
-        return (
-            send(environ, start, file)
-            if file
-            else refuse(start, "404 Not Found", f"there is no {rest[:100]}")
-        )
+            answer = self.public_api if public else self.api
+            return answer(rest[4:], environ, start)
+        name = rest or "index.html"
+        if name not in FILES:
+            return refuse(start, "404 Not Found", f"there is no {name[:100]}")
+        return send(environ, start, static_file(name))
 
-    def api(self, name: str, environ: Environ, start: StartResponse, public: bool) -> Iterable[bytes]:
+    def public_api(self, name: str, environ: Environ, start: StartResponse) -> Iterable[bytes]:
+        """One at a time, and only so often for each address: who has a login comes first."""
+        self.rate.take(neighbourhood(client(environ)), time.monotonic())
+        if not self.public_turn.acquire(timeout=0.5):
+            raise Busy
+        try:
+            return self.api(name, environ, start, public=True)
+        finally:
+            self.public_turn.release()
+
+    def api(self, name: str, environ: Environ, start: StartResponse, public: bool = False) -> Iterable[bytes]:
         asked = Asked(environ["QUERY_STRING"])
         if name == "live":
             return send(environ, start, self.live(asked, public))
@@ -271,8 +324,8 @@ class Dashboard:
         return View(db, question).answer()
 
     def public_view(self, db: sqlite3.Connection, question: Query) -> dict[str, Any]:
-        """Without addresses: what remains are networks of 256 or more."""
-        return {**View(db, question).answer(), "addresses": []}
+        """Without addresses: what remains are networks of 256 or more. Nor fingerprints, which cost too much for all."""
+        return View(db, question).answer(packets=False) | {"addresses": []}
 
     def live(self, asked: Asked, public: bool) -> Body:
         after = asked.number("after", 0)
@@ -288,7 +341,15 @@ class Dashboard:
         if form not in Export.KINDS:
             raise BadRequest("format must be csv or ndjson")
         if not self.exporting.acquire(blocking=False):
-            raise Busy
+            raise Busy("other exports are being downloaded; one must end first")
+        try:
+            parts = Export(lambda work: self.answers.ask(work, wait=30), question, form).parts()
+            first = list(
+                itertools.islice(parts, 2)
+            )  # what cannot be answered fails here, before it is called well
+        except BaseException:
+            self.exporting.release()
+            raise
         name = f"ssh-scans-{time.strftime('%Y-%m-%d', time.gmtime(question.since))}.{form}"
         headers = [
             *HEADERS,
@@ -296,8 +357,7 @@ class Dashboard:
             ("Content-Disposition", f'attachment; filename="{name}"'),
             ("Cache-Control", "no-store"),
         ]
-        parts = Export(self.answers.ask, question, form).parts()
-        return Streamed(parts, self.exporting, lambda: start("200 OK", headers))
+        return Streamed(itertools.chain(first, parts), self.exporting, lambda: start("200 OK", headers))
 
 
 class Streamed:
@@ -349,8 +409,10 @@ class Asked:
         where = self.given.get("where", [])
         if text := self.one("q"):
             where = [*where, search(text)]
-        if public and any(item.startswith("address:") for item in where):
-            raise BadRequest("the public page knows no addresses; ask for a network")
+        if public and any(item.startswith(("address:", "ttl:", "window:", "port:")) for item in where):
+            raise BadRequest(
+                "the public page knows no addresses and no single packets; ask for a network or a country"
+            )
         return query(self.one("since"), self.one("until"), where)
 
     def before(self) -> tuple[int, int] | None:
@@ -366,6 +428,14 @@ class Asked:
 def client(environ: Environ) -> str:
     """Who asks: the last address that Apache has noted."""
     return str(environ.get("HTTP_X_FORWARDED_FOR", environ.get("REMOTE_ADDR", ""))).rpartition(",")[2].strip()
+
+
+def neighbourhood(address: str) -> str:
+    """An IPv4 address, or the /64 that one customer has."""
+    try:
+        return str(ipaddress.ip_network((address, 64), strict=False)) if ":" in address else address
+    except ValueError:
+        return address[:45]
 
 
 def send(environ: Environ, start: StartResponse, body: Body) -> list[bytes]:
@@ -426,7 +496,7 @@ def main() -> None:
         Dashboard(given),
         host="127.0.0.1",
         port=given.port,
-        threads=6,
+        threads=10,
         connection_limit=200,
         channel_timeout=30,
         max_request_header_size=16384,

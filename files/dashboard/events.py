@@ -9,6 +9,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 from query import Query
@@ -18,7 +19,6 @@ PAGE = 50  # lines
 NEW = 200  # events that a look for new ones shows
 RECENT = 900  # seconds; what is stored later than that is history, not news
 EXPORT_PAGE = 5_000
-EXPORT_MOST = 1_000_000
 COLUMNS = ("id", "ts", "address", "network", "country", "city", "latitude", "longitude")
 PACKET = ("protocol", "source_port", "target_port", "ttl", "window")
 
@@ -99,13 +99,10 @@ class Export:
     def parts(self) -> Iterator[bytes]:
         if self.form == "csv":
             yield table([("time", *COLUMNS[2:], *PACKET, "line")])
-        left, before = EXPORT_MOST, None
-        while left > 0:
-            page = self.ask(lambda db, before=before: self.page(db, before))  # type: ignore[misc]
-            if not page:
-                return
+        before: tuple[int, int] | None = None
+        while page := self.ask(partial(self.page, before=before)):
             yield table(map(row_of, page)) if self.form == "csv" else documents(page)
-            left, before = left - len(page), (page[-1]["ts"], page[-1]["id"])
+            before = page[-1]["ts"], page[-1]["id"]
 
     def page(self, db: sqlite3.Connection, before: tuple[int, int] | None) -> list[dict[str, Any]]:
         view = View(db, self.query)

@@ -70,7 +70,7 @@ class View:
             self.values,
         )
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self, packets: bool = True) -> dict[str, Any]:
         self.tally()
         places = self.rows(
             "SELECT country, city, latitude, longitude, sum(events) AS k FROM tally JOIN place ON id = place"
@@ -98,7 +98,7 @@ class View:
             "addresses": self.addresses(),
             "families": self.families(),
             "seen": self.seen(),
-            "packets": self.packets(),
+            "packets": self.packets() if packets else None,
         }
 
     def networks(self) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode
 
 import dashboard
 import pytest
+import view
 from box import history
 from collector import Collector
 from collector import Options as CollectorOptions
@@ -27,7 +28,6 @@ from dashboard import Dashboard, Options, Rate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iptables_line import Event, parse
-from view import TooMuch
 
 from tests.unit import mmdb
 
@@ -240,29 +240,43 @@ def test_an_export_has_every_event_in_both_forms(world: World) -> None:
     assert [int(row["ts"]) for row in documents] == sorted((event["ts"] for event in wanted), reverse=True)
 
 
-def test_one_export_at_a_time_and_the_next_one_after_it(world: World) -> None:
-    started: list[Any] = []
+def test_two_exports_at_a_time_and_the_next_one_after_them(world: World) -> None:
     environ = {
         "REQUEST_METHOD": "GET",
         "PATH_INFO": "/map/api/export",
         "QUERY_STRING": f"since={START}&until={UNTIL}",
     }
-    running = world.page.app(environ, lambda *given: started.extend(given))
-    assert next(iter(running)) and world.page.ask("export").status == 429
-    running.close()  # type: ignore[attr-defined]
+    running = [world.page.app(environ, lambda *given: None) for _ in range(2)]
+    refused = world.page.ask("export")
+    assert refused.status == 429 and "must end first" in refused.json["error"]
+    assert next(iter(running[0]))
+    for export in running:
+        export.close()  # type: ignore[attr-defined]
+    assert world.page.ask("export").status == 200
+
+
+def test_an_export_that_cannot_be_says_so_and_holds_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "MOST_EVENTS", 10)
+    for form in ("csv", "ndjson", "csv", "ndjson"):
+        refused = world.page.ask("export", where={"ttl": "255"}, format=form)
+        assert refused.status == 422 and "shorter span" in refused.json["error"]
     assert world.page.ask("export").status == 200
 
 
 def test_the_public_page_has_no_address_anywhere(world: World) -> None:
     addresses = {event["address"] for event in world.events}
-    view = world.page.ask("view", base="public")
+    sums = world.page.ask("view", base="public")
     live = world.page.get(f"/public/api/live?after={len(world.events) - 5}")
-    assert view.json["total"] == len(world.events)
-    for answer in (view, live):
+    assert sums.json["total"] == len(world.events)
+    for answer in (sums, live):
         text = answer.body.decode()
         assert answer.status == 200 and not any(address in text for address in addresses)
     for name in ("lines", "export", "unparsed"):
         assert world.page.ask(name, base="public").status == 404
+    for name, value in (("ttl", "64"), ("window", "1024"), ("port", "1")):
+        assert world.page.ask("view", base="public", where={name: value}).status == 400
     assert world.page.ask("view", base="public", where={"address": world.events[0]["address"]}).status == 400
     assert world.page.ask("view", base="public", q=world.events[0]["address"]).status == 400
 
@@ -346,12 +360,59 @@ def test_any_text_as_a_question_or_a_path_is_answered(world: World, text: str, r
     assert world.page.get("/" + raw.decode("latin-1").replace("?", "")).status in (200, 404)
 
 
-def test_too_long_is_said_with_what_to_ask_instead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard, "SECONDS", -1.0)
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+
+
+def test_what_takes_too_long_ends_soon_for_all_who_ask_and_hinders_nobody_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "SECONDS", 0.5)
     page = Page(Dashboard(Options(db=world.page.app.options.db)))
-    page.app.answers.idle.get = lambda timeout: None  # type: ignore[method-assign, assignment]
-    answer = page.ask("view")
-    assert answer.status == 503 and "shorter span" in answer.json["error"]
+    monkeypatch.setattr(page.app, "view", lambda db, question: db.execute(ENDLESS).fetchall())
+    ended: list[tuple[float, Answer]] = []
+    began = time.monotonic()
+    threads = [
+        threading.Thread(target=lambda: ended.append((time.monotonic() - began, page.ask("view"))))
+        for _ in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    assert page.ask("lines").status == 200  # the other connection is free
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - began < 2
+    assert {answer.status for _, answer in ended} <= {429, 503}
+    assert any("shorter span" in answer.json["error"] for _, answer in ended)
+
+
+def test_the_public_page_takes_one_connection_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page(Dashboard(Options(db=world.page.app.options.db, public=True)))
+    monkeypatch.setattr(page.app, "public_view", lambda db, question: db.execute(ENDLESS).fetchall())
+    threads = [
+        threading.Thread(target=page.ask, args=("view", START + n), kwargs={"base": "public"})
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    assert page.ask("view").status == 200 and time.monotonic() - began < 1
+    for thread in threads:
+        thread.join()
+
+
+def test_a_database_that_was_moved_away_is_shown_no_more(tmp_path: Path) -> None:
+    log, db = tmp_path / "iptables.log", tmp_path / "knockmap.db"
+    options = CollectorOptions(log=str(log), db=str(db), geo=str(tmp_path / "geo"), free_bytes=0)
+    page = Page(Dashboard(Options(db=str(db), log=str(log))))
+    for lines in (30, 20):
+        log.write_bytes(b"".join(history.lines(START, START + 3600, lines, seed=lines)))
+        collector = Collector(options)
+        collector.step()
+        collector.db.close()
+        assert [page.ask("view").json["total"] for _ in range(3)] == [lines] * 3
+        for path in tmp_path.glob("knockmap.db*"):
+            path.rename(path.with_name(f"damaged-{lines}-{path.name}"))
 
 
 def test_no_answer_takes_more_memory_than_it_may(world: World) -> None:
@@ -361,7 +422,7 @@ def test_no_answer_takes_more_memory_than_it_may(world: World) -> None:
         == dashboard.MEMORY
         <= 50 << 20
     )
-    with pytest.raises(TooMuch, match="shorter span"):
+    with pytest.raises(view.TooMuch, match="shorter span"):
         answers.ask(lambda db: db.execute("SELECT length(hex(zeroblob(40000000)))").fetchall())
     assert world.page.ask("view", START, START + 60).status == 200
 
@@ -381,6 +442,7 @@ def test_only_reading_and_only_our_paths(world: World) -> None:
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE"):
         assert world.page.get("/map/", method).status == 405
     for path in (
+        "/map/" + "a" * 300,
         "/",
         "/map",
         "/mapp/",
@@ -404,7 +466,6 @@ def test_files_are_sent_packed_and_not_twice(world: World) -> None:
 
 def packed(name: str) -> bytes:
     file = dashboard.static_file(name)
-    assert file
     return file.packed
 
 
@@ -414,8 +475,8 @@ def test_a_first_visit_weighs_less_than_700_kb(world: World) -> None:
     names = {*re.findall(r'(?:src|href)="([\w./-]+)"', page), "vendor/world-2.0.2.json"}
     names |= {f"{name}.js" for name in ("state", "format", "charts", "panels", "picture")}
     weight = len(index) + sum(len(packed(name)) for name in names)
-    view = world.page.get(f"/map/api/view?since={UNTIL - 86400}&until={UNTIL}", HTTP_ACCEPT_ENCODING="gzip")
-    assert weight + len(view.body) < 700_000
+    answer = world.page.get(f"/map/api/view?since={UNTIL - 86400}&until={UNTIL}", HTTP_ACCEPT_ENCODING="gzip")
+    assert weight + len(answer.body) < 700_000
 
 
 def test_equal_questions_at_once_are_worked_out_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import {picture} from './picture.js';
 const $ = id => document.getElementById(id);
 const PUBLIC = location.pathname.startsWith('/public/');
 const LOOK = 1500; // ms between looks for new events
-let view = null, chain = null, trouble = null, loading = null, took = 0, loadedAt = 0, last = 0, paused = false, stale = false;
+let view = null, chain = null, trouble = null, silence = null, loading = null, took = 0, loadedAt = 0, last = 0, paused = false, stale = false;
 let lines = {before: '', next: null, shown: []};
 
 // An answer, or an Error that says what people can do.
@@ -46,6 +46,7 @@ async function load() {
     $('updated').textContent = `Updated ${when(Date.now() / 1000).slice(11)} (${zone()})`;
   } catch (error) {
     if (error.name === 'AbortError') return;
+    took = performance.now() - began;
     trouble = error;
   }
   loadedAt = Date.now();
@@ -87,7 +88,8 @@ function describe() {
 // What is wrong, with the next step.
 function tell() {
   const found = [];
-  if (trouble) found.push([trouble.message, trouble.cause, load]);
+  const wrong = silence ?? trouble;
+  if (wrong) found.push([wrong.message, wrong.cause, load]);
   if (chain?.paused) found.push(['The disk is nearly full: the collector waits, and goes on by itself once there is room. Nothing is lost that the log still holds.', 'df -h /var']);
   if (chain?.log_error) found.push([`The log cannot be read: ${chain.log_error}.`, 'fab -H vps doctor']);
   if (chain?.unread > 0 && Date.now() / 1000 - chain.log_changed > 15) found.push(['The log has lines that are not stored: the collector is behind, or does not run.', 'fab -H vps doctor']);
@@ -100,14 +102,14 @@ async function look() {
     const found = await ask('live', new URLSearchParams({after: last}));
     chain = found.chain;
     panels.health(found);
-    if (trouble) { trouble = null; stale = true; }
+    if (silence) { silence = null; stale = true; }
     if (last && found.last !== last) { stale = true; charts.pulse(found.events); }
     last = found.last;
     // A span that takes long to answer is asked for less often.
     const due = Date.now() - loadedAt > 4 * took;
     const slides = state.range && Date.now() - loadedAt > 60_000;
     if ((stale && due && state.range) || slides) { stale = false; await load(); }
-  } catch (error) { trouble = error; }
+  } catch (error) { silence = error; }
   tell();
 }
 

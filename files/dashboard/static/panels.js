@@ -49,12 +49,16 @@ export function tables(view) {
     [button(minute(t), () => setSpan(t, t + view.step), `${minute(t)}, ${lasting(view.step)}: show only these`), number(count)]));
   ranking('network-table', 'Network', networks, row => [link('network', row.network, row.network), ' ', element('span', {className: 'hint'}, `${country(row.code)}, ${row.sources === 1 ? '1 address' : `${number(row.sources)} addresses`}`)]);
   ranking('address-table', 'Address', addresses, row => [link('address', row.address, row.address), ' ', element('span', {className: 'hint'}, place(row.city, row.code))]);
+  if (packets) fingerprints(packets);
+  split('seen-table', 'seen', [['new', 'first seen in this span'], ['returning', 'seen before it']], seen, view.sources, 'sources');
+  split('family-table', 'family', [['4', 'IPv4'], ['6', 'IPv6']], families, total, 'count');
+}
+
+function fingerprints(packets) {
   $('packets-note').textContent = packets.of ? `of the newest ${number(packets.of)} packets` : '';
   prints('ttl-table', 'ttl', packets, TTL);
   prints('window-table', 'window', packets, WINDOW);
   prints('port-table', 'port', packets, {});
-  split('seen-table', 'seen', [['new', 'first seen in this span'], ['returning', 'seen before it']], seen, view.sources, 'sources');
-  split('family-table', 'family', [['4', 'IPv4'], ['6', 'IPv6']], families, total, 'count');
 }
 
 function ranking(id, head, rows, words) {
