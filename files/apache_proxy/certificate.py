@@ -215,7 +215,12 @@ def watch() -> None:
             f"the certificate of apache_certificate_file ends within {WARN_DAYS} days: get a new one and run "
             "`fab -H … deploy`"
         )
-    if kind == "acme" and not all(lasts(path, WARN_DAYS) for path in glob.glob(GOT)):
+    got = glob.glob(GOT)
+    if kind == "acme" and not got:
+        raise SystemExit(
+            "mod_md has no certificate yet: /var/log/apache2/error.log says why, if this stays so"
+        )
+    if kind == "acme" and not all(lasts(path, WARN_DAYS) for path in got):
         raise SystemExit(
             f"the certificate ends within {WARN_DAYS} days and mod_md could not renew it: /var/log/apache2/error.log "
             "says why"

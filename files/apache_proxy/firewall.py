@@ -43,7 +43,8 @@ def ufw_wants(port: int) -> bool:
     if not re.search(r"^ENABLED=yes", text_of(f"{UFW}/ufw.conf"), re.M):
         return False
     # Also in lists (80,443) and profiles ("Apache Full"), which stand there resolved.
-    rule = rf"^### tuple ### (allow|limit) (tcp|any) (\d+,)*{port}(,\d+)* "
+    # Open to some sources only (the last address) is not open.
+    rule = rf"^### tuple ### (allow|limit) (tcp|any) (\d+,)*{port}(,\d+)* \S+ any (0\.0\.0\.0|::)/0 "
     return not re.search(rule, text_of(f"{UFW}/user.rules"), re.M)
 
 
@@ -79,9 +80,9 @@ def change(firewall: str, port: int, verb: str) -> None:
 def let_in() -> None:
     opened = json.loads(text_of(OPENED) or "[]")
     for firewall, port in wants():
-        change(firewall, port, "add")
         opened.append([firewall, port])
-        note(opened)
+        note(opened)  # before it is done: to take back what is not there does no harm
+        change(firewall, port, "add")
     note(opened)
 
 
@@ -92,8 +93,12 @@ def note(opened: list[list[str | int]]) -> None:
 
 def close() -> None:
     for firewall, port in json.loads(text_of(OPENED) or "[]"):
-        if firewall == "ufw" or firewalld_active():
-            change(firewall, port, "remove")
+        if firewall == "firewalld" and not firewalld_active():
+            # Not running, it would still open them at its next start.
+            if os.path.exists("/usr/bin/firewall-offline-cmd"):
+                run("firewall-offline-cmd", "-q", f"--remove-port={port}/tcp")
+            continue
+        change(firewall, port, "remove")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(OPENED)
 

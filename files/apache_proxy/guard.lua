@@ -1,7 +1,7 @@
 -- Slows down guessing, and hasty guests of the public page. Runs inside of Apache; each of its processes counts by itself.
 
-local GUESSES, REQUESTS = 10, 120 -- an address may fail, or ask, so often within WINDOW
-local WINDOW = 60 -- seconds; counts of the former one weigh in by what is left of them
+local GUESSES, REQUESTS = 10, 600 -- an address may fail, or ask, so often within WINDOW
+local WINDOW = 60 -- seconds, from an address's first one on
 local MOST = 20000 -- addresses that are remembered at a time
 local TOO_MANY = 429
 

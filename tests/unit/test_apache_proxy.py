@@ -258,6 +258,7 @@ def test_a_certificate_is_made_for_all_names_and_renewed_in_time(
             "### tuple ### deny tcp 80 0.0.0.0/0 any 0.0.0.0/0 in\n### tuple ### limit any 443 ::/0 any ::/0 in\n",
             [80],
         ),
+        ("### tuple ### allow tcp 80,443 0.0.0.0/0 any 10.0.0.0/8 in\n", [80, 443]),
         ("### tuple ### allow tcp 8080,8443 0.0.0.0/0 any 0.0.0.0/0 in\n", [80, 443]),
     ],
 )

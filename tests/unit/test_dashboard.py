@@ -401,7 +401,10 @@ def test_the_public_page_takes_one_connection_at_most(world: World, monkeypatch:
         thread.join()
 
 
-def test_a_database_that_was_moved_away_is_shown_no_more(tmp_path: Path) -> None:
+def test_a_database_that_was_moved_away_is_shown_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "FRESH", 0.0)
     log, db = tmp_path / "iptables.log", tmp_path / "knockmap.db"
     options = CollectorOptions(log=str(log), db=str(db), geo=str(tmp_path / "geo"), free_bytes=0)
     page = Page(Dashboard(Options(db=str(db), log=str(log))))
