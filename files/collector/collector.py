@@ -256,7 +256,7 @@ class Collector:
         place = self.atlas.locate(address)
         place_id = self.place(place)
         added = self.db.execute(INSERT_SOURCE, (address, network_of(address), place_id, ts, self.geo))
-        id = added.lastrowid if added.rowcount else self.source_again(address, place_id)
+        id = (added.lastrowid or 0) if added.rowcount else self.source_again(address, place_id)
         if len(self.sources) >= CACHED_SOURCES:
             self.sources.clear()
         found = self.sources[key] = id, place_id, place.country
@@ -265,7 +265,7 @@ class Collector:
     def source_again(self, address: str, place: int) -> int:
         """The id of a source that is there; its place by the GeoIP data of today."""
         self.db.execute("UPDATE source SET place = ?, geo = ? WHERE address = ?", (place, self.geo, address))
-        return self.db.execute("SELECT id FROM source WHERE address = ?", (address,)).fetchone()[0]
+        return int(self.db.execute("SELECT id FROM source WHERE address = ?", (address,)).fetchone()[0])
 
     def place(self, place: Place) -> int:
         if place not in self.places:

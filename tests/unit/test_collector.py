@@ -310,7 +310,11 @@ def stored(db: Path) -> int:
 
 def wait_for_more(db: Path, before: int) -> None:
     deadline = time.monotonic() + 10
-    while not (Path(f"{db}-wal").exists() and stored(db) > before) and before < 12_000 and time.monotonic() < deadline:
+    while (
+        not (Path(f"{db}-wal").exists() and stored(db) > before)
+        and before < 12_000
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.002)
 
 
