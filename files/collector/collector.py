@@ -45,9 +45,8 @@ class Options:
     free_bytes: int = 128 << 20  # we pause while the disk has less left
 
 
-Source = tuple[
-    int, int, str
-]  # plain, since it is counted much: ids of a source and of its place, and the country
+# Ids of a source and of its place, and the country. A plain tuple, since it is counted for every line.
+Source = tuple[int, int, str]
 Row = tuple[Any, ...]  # as in the table `event`
 INSERT_SOURCE = (
     "INSERT INTO source(address, network, place, first_seen, geo) VALUES(?,?,?,?,?) ON CONFLICT DO NOTHING"
