@@ -27,7 +27,7 @@ from geoip import Atlas, Place
 from iptables_line import SECONDS, Event, Unparsed, address_of, hours, numbers, parse, usual_columns
 from log_files import Chunk, LogFiles, Position
 
-TRANSACTION = 64_000  # lines at most; the sums of many are added up at once
+TRANSACTION = 100_000  # lines at most; the sums of many are added up at once
 MOST_UNPARSED = 1000  # in one transaction: they wait in memory
 KEPT_UNPARSED = 10_000
 KEPT_POSITIONS = 1_000  # of log files; more than any rotation keeps
@@ -45,9 +45,8 @@ class Options:
     free_bytes: int = 128 << 20  # we pause while the disk has less left
 
 
-Source = tuple[
-    int, int, str
-]  # plain, since it is counted much: ids of a source and of its place, and the country
+# Ids of a source and of its place, and the country. A plain tuple, since it is counted for every line.
+Source = tuple[int, int, str]
 Row = tuple[Any, ...]  # as in the table `event`
 INSERT_SOURCE = (
     "INSERT INTO source(address, network, place, first_seen, geo) VALUES(?,?,?,?,?) ON CONFLICT DO NOTHING"
@@ -184,19 +183,20 @@ class Collector:
                 known or self.source(address, address_of(address), at)
                 for known, address, at in zip(map(self.sources.get, printed), printed, ts, strict=True)
             ]
-        except (KeyError, ValueError):  # a time or an address that cannot be
+            ports, ttls = list(map(int, source_port)), [numbers[digits] for digits in ttl]
+            target_ports = [numbers[digits] for digits in target_port]
+            windows = [numbers[digits] for digits in window]
+        except (KeyError, ValueError):  # a time, an address or a number that cannot be
+            return False
+        if max(ports) > 65535 or max(ttls) > 255:
             return False
         values = [0] * (WIDTH * len(ts))
         values[0::WIDTH] = ts
         values[1::WIDTH] = range(batch.next_id(), batch.next_id() + len(ts))
         values[2::WIDTH] = [place for _, place, _ in sources]
         values[3::WIDTH] = [id for id, _, _ in sources]
-        values[4::WIDTH] = map(int, source_port)
-        values[5::WIDTH] = [numbers[digits] for digits in target_port]
-        values[6::WIDTH] = [numbers[digits] for digits in window]
-        values[7::WIDTH] = [numbers[digits] for digits in ttl]
-        if max(values[7::WIDTH]) > 255 or any(max(values[column::WIDTH]) > 65535 for column in (4, 5, 6)):
-            return False
+        values[4::WIDTH], values[5::WIDTH] = ports, target_ports
+        values[6::WIDTH], values[7::WIDTH] = windows, ttls
         batch.values += values
         batch.texts.append(text)
         batch.lines += len(ts)
@@ -256,7 +256,7 @@ class Collector:
         place = self.atlas.locate(address)
         place_id = self.place(place)
         added = self.db.execute(INSERT_SOURCE, (address, network_of(address), place_id, ts, self.geo))
-        id = added.lastrowid or 0 if added.rowcount else self.source_again(address, place_id)
+        id = (added.lastrowid or 0) if added.rowcount else self.source_again(address, place_id)
         if len(self.sources) >= CACHED_SOURCES:
             self.sources.clear()
         found = self.sources[key] = id, place_id, place.country

@@ -25,7 +25,7 @@ NOWHERE = Place("", "", None, None)
 
 
 # Each lookup leaves pages of the mapped files in our memory; opening them anew gives those back.
-REOPEN_AFTER = 1000
+REOPEN_AFTER = 1500
 
 
 class Atlas:

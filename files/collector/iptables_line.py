@@ -73,13 +73,16 @@ class Hours(dict[bytes, int]):
 
 
 class Numbers(dict[bytes, int]):
-    """The value of decimal digits: to look it up is quicker than int()."""
+    """The value of decimal digits up to 65535: to look it up is quicker than int()."""
 
     def __missing__(self, digits: bytes) -> int:
+        value = int(digits)
+        if value > 65535:
+            raise ValueError("too large")
         if len(self) >= MOST_CACHED:
             self.clear()
-        self[digits] = int(digits)
-        return self[digits]
+        self[digits] = value
+        return value
 
 
 hours = Hours()

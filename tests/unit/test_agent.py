@@ -359,9 +359,14 @@ def test_two_runs_at_once_wait_for_each_other(run: Run, root: Path, monkeypatch:
     fd = os.open(root / "root", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     monkeypatch.setattr(main, "LOCK_SECONDS", 0)
-    events = run(File("/etc/a", text="a", **ME))
-    os.close(fd)
+    guard = ("/usr/bin/touch", str(root / "asked"))
+    plan = [File("/etc/a", text="a", **ME), Command("asks", ("/bin/true",), unless=guard)]
+    events = run(*plan)
     assert "another knockmap run" in events[-1]["message"] and not (root / "etc/a").exists()
+    assert not (root / "asked").exists()  # what the other one still changes is not looked at
+    os.close(fd)
+    run(*plan)
+    assert (root / "asked").exists()
 
 
 def test_a_run_killed_before_it_wrote_down_what_it_did_can_be_undone(run: Run, root: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -427,6 +428,20 @@ def test_a_full_disk_at_the_end_of_a_file_loses_no_line(bench: Bench) -> None:
     bench.collector.db.execute("PRAGMA max_page_count = 100000")
     assert bench.collector.step() == 2000
     bench.whole(lines)
+
+
+def test_numbers_that_cannot_be_are_left_out_also_of_known_sources(bench: Bench) -> None:
+    (line,) = made(1)
+    bench.write(
+        [line, re.sub(rb"SPT=\d+", b"SPT=70000", line), re.sub(rb"WINDOW=\d+", b"WINDOW=99999", line)]
+    )
+    bench.write([re.sub(rb"(TTL|HOPLIMIT)=\d+", rb"\1=999", line)])
+    bench.collector.step()
+    assert bench.one("SELECT count(*) FROM event") == 4
+    assert (
+        bench.one("SELECT max(source_port) FROM event") < 65536 > bench.one("SELECT max(window) FROM event")
+    )
+    assert bench.one("SELECT max(ttl) FROM event") < 256
 
 
 def test_lines_out_of_order_and_in_other_zones_are_added_up_right(bench: Bench) -> None:
