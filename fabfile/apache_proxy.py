@@ -37,7 +37,7 @@ APACHE = "/etc/apache2"
 USUAL = (
     *("alias.conf", "alias.load", "auth_basic.load", "authn_core.load", "authn_file.load"),
     *("authz_core.load", "authz_user.load", "deflate.conf", "deflate.load", "filter.load"),
-    *("mime.conf", "mime.load", "setenvif.conf", "setenvif.load"),
+    *("mime.conf", "mime.load", "reqtimeout.conf", "reqtimeout.load", "setenvif.conf", "setenvif.load"),
 )
 MODULES = (
     *("headers.load", "http2.conf", "http2.load", "lua.load", "proxy.conf", "proxy.load", "proxy_http.load"),

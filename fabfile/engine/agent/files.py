@@ -76,6 +76,9 @@ class File(Item):
         put(path, content or b"", wanted["mode"], wanted["owner"], wanted["group"], self.validate)
         if self.want["verify"]:
             self.verify(have, former)
+        if have["type"] == "file" and path.startswith("/etc/systemd/system/"):
+            # Also those that no Service is about, such as what a timer starts, shall be read anew.
+            run("systemctl", "daemon-reload")
 
     def validate(self, temporary: str) -> None:
         if self.want["validate"]:

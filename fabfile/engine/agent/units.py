@@ -41,7 +41,6 @@ class Service(Item):
 
     def apply(self, have: Have) -> None:
         unit = self.want["unit"]
-        forget_observations()  # what was seen before this run wrote the unit's file does not know of it
         state = units(unit)
         if state.get("NeedDaemonReload") == "yes" or state.get("LoadState") == "not-found":
             must("systemd did not reload its units", "systemctl", "daemon-reload")
