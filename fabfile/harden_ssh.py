@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from fabfile.engine import fleet, host_records
 from fabfile.engine.connection import VerifiedConnection
 from fabfile.engine.converge import converge
 from fabfile.engine.converge import undo as put_back
-from fabfile.engine.errors import HostError, TransportError
+from fabfile.engine.errors import HostError, TransportError, UnreachableError
 from fabfile.engine.fleet import host_task
 from fabfile.engine.report import Report
 from fabfile.engine.resources import Command, Directory, File, Plan, Requirement, Resource, render
@@ -28,6 +29,7 @@ from fabfile.engine.transport import ask, server_keys, server_port
 from fabfile.settings import Settings
 
 NAME, WAY_BACK = "harden_ssh", "harden_ssh_way_back"
+PATIENCE = 3.0  # seconds
 PROGRAM = "/usr/local/lib/knockmap/ssh"
 ARMED = "/var/lib/knockmap/ssh/armed.json"
 DROP_INS = "/etc/ssh/sshd_config.d"
@@ -193,8 +195,7 @@ def staged(
 
 def prove(c: VerifiedConnection, port: int) -> VerifiedConnection:
     """A new login from here, as the same user, with the same host key, to sshd on this port, that can become root."""
-    other: VerifiedConnection = c.sibling(port, server_keys(c))
-    other.open()
+    other = new_login(c, port)
     if (
         other.host_key
         and c.host_key
@@ -210,6 +211,20 @@ def prove(c: VerifiedConnection, port: int) -> VerifiedConnection:
     if status or out.strip() != b"0":
         raise TransportError(f"the login over port {port} cannot become root")
     return other
+
+
+def new_login(c: VerifiedConnection, port: int) -> VerifiedConnection:
+    """Raises TransportError; sshd, which was just reloaded, may take a moment until it listens."""
+    keys, deadline = server_keys(c), time.monotonic() + PATIENCE
+    while True:
+        other: VerifiedConnection = c.sibling(port, keys)
+        try:
+            other.open()
+            return other
+        except UnreachableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
 
 
 def arm(c: VerifiedConnection, seconds: int) -> None:

@@ -718,7 +718,6 @@ def test_from_outside_only_sshd_and_apache_answer(
     fab: FabCommand, new_box: Callable[..., Box], release: str
 ) -> None:
     box = new_box(release)
-    start_double(box)
     done = fab(box, "deploy")
     assert done.rc == 0, done.out
     assert fab(box, "deploy").last.endswith("ok, 0 changed, 0 failed, 0 skipped")

@@ -153,6 +153,9 @@ def test_every_syn_to_22_is_counted_and_logged_and_nothing_else(box: Box) -> Non
 def test_drift_is_seen_and_repaired(fab: FabCommand, box: Box, drift: str) -> None:
     if drift.startswith("nft"):
         install(box, "nftables")
+        sh(
+            box, "systemctl start knockmap-rules-check.service"
+        )  # its start began a look, which is to end first
     sh(box, drift)
     assert fab(box, "iptables-log", "--check", "--fail-on-change").rc == 1
     done = fab(box, "iptables-log")
