@@ -254,6 +254,11 @@ class Dashboard:
         self.exporting = threading.Semaphore(AT_ONCE)
 
     def __call__(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
+        answer = self.answered(environ, start)
+        return [b""] if environ["REQUEST_METHOD"] == "HEAD" and isinstance(answer, list) else answer
+
+    def answered(self, environ: Environ, start: StartResponse) -> Iterable[bytes]:
+        """What can go wrong becomes a status and a sentence."""
         try:
             return self.respond(environ, start)
         except BadRequest as error:
@@ -458,7 +463,7 @@ def send(environ: Environ, start: StartResponse, body: Body) -> list[bytes]:
     else:
         data = gzip.decompress(data)
     start("200 OK", [*headers, ("Content-Length", str(len(data)))])
-    return [b""] if environ["REQUEST_METHOD"] == "HEAD" else [data]
+    return [data]
 
 
 def refuse(start: StartResponse, status: str, reason: str) -> list[bytes]:

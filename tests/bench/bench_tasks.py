@@ -6,10 +6,10 @@ from typing import Any
 
 import fabric  # type: ignore[import-untyped]
 
-from fabfile import plan
 from fabfile.engine import fleet
 from fabfile.engine.converge import converge
 from fabfile.engine.report import Report
+from tests.bench.rivals import compared
 
 fleet.install()
 
@@ -17,7 +17,7 @@ fleet.install()
 @fleet.host_task
 def sensor(c: Any, check: bool = False, diff: bool = False) -> Report:
     """Converge iptables_log, syslog_route and collector."""
-    return converge(c, plan(fleet.settings(c)), check=check, diff=diff)
+    return converge(c, compared(fleet.settings(c)), check=check, diff=diff)
 
 
 @fabric.task  # type: ignore[untyped-decorator, unused-ignore]

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fabfile import plan
 from fabfile.engine.resources import Directory, File, Package, Resource, Rules, Service, User
+from fabfile.settings import Settings
+
+COMPARED = ("iptables_log", "syslog_route", "collector")  # what all three tools bring about
+
+
+def compared(settings: Settings) -> dict[str, Sequence[Resource]]:
+    """Their resources; the page and Apache would be more of the same files."""
+    whole = plan(settings)
+    return {name: whole[name] for name in COMPARED}
 
 
 def applicable(resources: list[Resource]) -> list[Resource]:

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 
-from fabfile import plan
 from fabfile.engine.resources import Directory, File, Package, Resource, Service
 from fabfile.settings import Settings
-from tests.bench.rivals import applicable, content, rights
+from tests.bench.rivals import applicable, compared, content, rights
 
 SETTINGS = Settings(stack="embedded", geo_source="none")
 # The first one is what knockmap's engine makes for its own journal.
 RESOURCES = applicable(
-    [Directory("/var/lib/knockmap")] + [r for resources in plan(SETTINGS).values() for r in resources]
+    [Directory("/var/lib/knockmap")] + [r for resources in compared(SETTINGS).values() for r in resources]
 )
 
 

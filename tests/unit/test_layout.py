@@ -56,9 +56,10 @@ def test_settings_that_the_readme_names_exist() -> None:
     assert named <= {*names(), "knockmap"} and len(named) >= 5
 
 
-def test_the_numbers_in_the_readme_are_those_of_the_benchmark() -> None:
-    results = (ROOT / "tests" / "bench" / "results.md").read_text()
-    shown = README.split("<!-- results: tests/bench/results.md -->\n")[1].split("<!-- end of results -->")[0]
+@pytest.mark.parametrize("name", ["results.md", "load.md"])
+def test_the_numbers_in_the_readme_are_those_of_the_benchmark(name: str) -> None:
+    results = (ROOT / "tests" / "bench" / name).read_text()
+    shown = README.split(f"<!-- results: tests/bench/{name} -->\n")[1].split("<!-- end of results -->")[0]
     assert shown.strip() == results.strip()
 
 
