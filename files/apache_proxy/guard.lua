@@ -1,6 +1,6 @@
 -- Slows down guessing, and hasty guests of the public page. Runs inside of Apache; each of its processes counts by itself.
 
-local GUESSES, REQUESTS = 10, 600 -- an address may fail, or ask, so often within WINDOW
+local GUESSES, REQUESTS = 10, 200 -- an address may fail, or ask, so often within WINDOW
 local WINDOW = 60 -- seconds, from an address's first one on
 local MOST = 20000 -- addresses that are remembered at a time
 local TOO_MANY = 429

@@ -163,7 +163,9 @@ class Answers:
             entry.stamp, entry.at = stamp, time.monotonic()
             return entry.body
         except (TooMuch, sqlite3.OperationalError) as error:
-            entry.body, entry.error = None, error
+            # Only what was too heavy: a database that was not there may be there again at once.
+            heavy = isinstance(error, TooMuch) or "interrupted" in str(error)
+            entry.body, entry.error = None, error if heavy else None
             entry.at = entry.at if age < FAILED else time.monotonic()
             raise
         finally:

@@ -451,7 +451,7 @@ def test_the_public_page_is_open_where_it_is_wanted_and_has_a_limit_of_its_own(
     assert (answer.status, json.loads(answer.body)["path"]) == (200, "/public/api/view")
     assert ask(box, "/map/").status == 401
     web = Web(box)
-    statuses = [web.ask("/public/").status for _ in range(700)]
+    statuses = [web.ask("/public/").status for _ in range(1000)]
     assert set(statuses) == {200, 429} and ask(box, "/map/", login).status == 200
     assert fab(box, "apache-proxy").rc == 0
     time.sleep(1)
