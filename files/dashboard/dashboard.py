@@ -186,9 +186,12 @@ def connected(path: str, link: Connected | None) -> Connected:
         inode = 0
     if link and link.inode == inode:
         return link
+    if link and not inode:
+        return link  # moved away for a moment, or not made again yet
+    fresh = Connected(connect(path), inode)
     if link:
         link.db.close()
-    return Connected(connect(path), inode)
+    return fresh
 
 
 def connect(path: str) -> sqlite3.Connection:
