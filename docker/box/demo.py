@@ -5,21 +5,19 @@ Where no Docker engine answers: collector and dashboard alone, on loopback and w
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import history, images, machine, state
+from . import history, machine, state
 from .attack import attack
 from .images import BoxError
 
@@ -94,14 +92,7 @@ def bring_past() -> None:
     if box.run(["test", "-e", path])[0] == 0:
         return
     now = int(time.time())
-    lines = b"".join(history.lines(now - PAST_HOURS * 3600, now, PAST_LINES, NAME))
-    group = int(box.run(["stat", "-c", "%g", "/var/log/iptables.log"])[1])
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        entry = tarfile.TarInfo("iptables.log.past")
-        entry.size, entry.mode, entry.gid, entry.mtime = len(lines), 0o640, group, now
-        tar.addfile(entry, io.BytesIO(lines))
-    images.client().containers.get(box.container).put_archive("/var/log", packed.getvalue())
+    box.add_log("iptables.log.past", history.lines(now - PAST_HOURS * 3600, now, PAST_LINES, NAME))
 
 
 def keep_attacking() -> None:

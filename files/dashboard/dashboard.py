@@ -8,7 +8,7 @@ GET {base}/api/live            new events and how the chain is                 a
 GET {base}/api/export          every event, as CSV or NDJSON                   since, until, where, format
 {base} is /map, and /public if that is on: the same without addresses, lines and export.
 
-No SQL comes from outside. An answer takes 2 s and 32 MB at most, or it is an error that says what to ask instead.
+No SQL comes from outside. An answer is worked on for 2 s and with 32 MB at most, or it is an error that says what to ask instead.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import gzip
 import http.client
-import io
 import json
 import os
 import platform
@@ -17,7 +16,6 @@ import ssl
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from box import Box, down, history, images, state, up
+from box import Box, down, history, state, up
 
 from tests.bench import log
 
@@ -85,18 +83,6 @@ def fab(*words: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
-def put(box: Box, name: str, lines: list[bytes]) -> None:
-    """A file of the log, owned as the log is."""
-    packed = io.BytesIO()
-    data = b"".join(lines)
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        entry = tarfile.TarInfo(name)
-        entry.size, entry.mode = len(data), 0o640
-        entry.gid = int(box.run(["stat", "-c", "%g", "/var/log/iptables.log"])[1])
-        tar.addfile(entry, io.BytesIO(data))
-    images.client().containers.get(box.container).put_archive("/var/log", packed.getvalue())
-
-
 def stored(box: Box) -> int:
     program = "import sqlite3; print(sqlite3.connect('file:/var/lib/knockmap/collector/knockmap.db?mode=ro', uri=True).execute('SELECT count(*) FROM event').fetchone()[0])"
     return int(box.run(["python3", "-c", program])[1])
@@ -121,7 +107,7 @@ def catch_up(box: Box, name: str, seed: int) -> float:
     now = int(time.time())
     lines = list(history.lines(now - 60 * 86400, now - 30 * 86400, CATCH_UP, seed=seed))  # not of the view
     wanted = stored(box) + CATCH_UP
-    put(box, name, lines)
+    box.add_log(name, lines)
     began = time.time()
     return float(box.run(["python3", "-c", WAIT, str(wanted)])[1]) - began
 
@@ -142,7 +128,7 @@ def with_users(site: dict[str, Any], box: Box) -> tuple[list[User], float]:
     )
     while time.monotonic() < until:  # and events go on
         now = int(time.time())
-        put(box, f"iptables.log.live{now}", list(history.lines(now - 1, now, 20, seed=now)))
+        box.add_log(f"iptables.log.live{now}", list(history.lines(now - 1, now, 20, seed=now)))
         time.sleep(1)
     for thread in threads:
         thread.join()
@@ -216,7 +202,7 @@ def measure() -> str:
         fab("deploy")
         site = json.loads(fab("credentials", "--json"))
         now = int(time.time())
-        put(box, "iptables.log.past", list(history.lines(now - 7 * 86400, now, PAST)))  # 14,000 of 24 h
+        box.add_log("iptables.log.past", list(history.lines(now - 7 * 86400, now, PAST)))  # 14,000 of 24 h
         while stored(box) < PAST:
             time.sleep(0.2)
         memory = resident(box)

@@ -37,8 +37,8 @@ STOP, START = (
     "systemctl reset-failed; systemctl start knockmap-collector",
 )
 # While the dashboard has the database open, the collector's end leaves the WAL there, and with it the pages as they were.
-STOP_ALL = f"systemctl stop knockmap-dashboard 2>/dev/null || true; {STOP}"
-START_ALL = f"{START}; systemctl start knockmap-dashboard 2>/dev/null || true"
+STOP_ALL = f"systemctl stop knockmap-dashboard; {STOP}"
+START_ALL = f"{START}; systemctl start knockmap-dashboard"
 DAY = 86400
 # With what `web` deploys, the chain goes on to the browser.
 WEB = {"dashboard", "apache_proxy"} <= set(fabfile.TASKS)

@@ -23,11 +23,10 @@ from fabfile.engine.errors import ConnectionLostError, HostKeyError, SudoError, 
 from fabfile.engine.report import Report
 from fabfile.engine.resources import File, Resource
 from fabfile.settings import Settings
+from tests.container.conftest import NewBox
 
 ROOT = Path(__file__).parents[2]
 SMALL = File("/etc/engine-small", text="here\n")
-
-NewBox = Callable[..., Box]
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
 import shutil
 import socket
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from urllib.parse import urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from box import Box, history, images, state
+from box import Box, history, state
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.container.conftest import Fab, boxes
@@ -66,23 +64,12 @@ def site(worker_id: str, fab: Callable[..., Fab]) -> Iterator[Site]:
         done = fab(box, "deploy", **GEO)
         assert done.rc == 0, done.out
         until = int(time.time())
-        bring(box, b"".join(history.lines(until - PAST_HOURS * 3600, until, PAST_LINES)))
+        box.add_log("iptables.log.past", history.lines(until - PAST_HOURS * 3600, until, PAST_LINES))
         found = json.loads(fab(box, "credentials", "--json").out)
         site = Site(box, found["url"], found["users"][0]["user"], found["users"][0]["password"], until)
         while site.sql("SELECT count(*) FROM event")[0][0] < PAST_LINES:
             time.sleep(0.2)
         yield site
-
-
-def bring(box: Box, lines: bytes) -> None:
-    """A log of the past, as one more file that the collector finds."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        entry = tarfile.TarInfo("iptables.log.past")
-        entry.size, entry.mode = len(lines), 0o640
-        entry.gid = int(box.run(["stat", "-c", "%g", "/var/log/iptables.log"])[1])
-        tar.addfile(entry, io.BytesIO(lines))
-    images.client().containers.get(box.container).put_archive("/var/log", packed.getvalue())
 
 
 @pytest.fixture(scope="module")
