@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fabric import Connection  # type: ignore[import-untyped]
@@ -11,8 +10,9 @@ from invoke.collection import Collection
 
 import fabfile.engine  # noqa: F401 - before all others of ours, since it lets Python keep what it compiles
 from fabfile import doctor, export, scanners, users
-from fabfile.engine import fleet, transport
+from fabfile.engine import fleet
 from fabfile.engine.converge import undo as put_back
+from fabfile.engine.converge import while_connecting
 from fabfile.engine.errors import UsageError
 from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.report import Report
@@ -51,11 +51,8 @@ def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
     chosen = settings(c)
     refuse_stack(chosen)
     chosen = modules["apache_proxy"].named(c, chosen)
-    with ThreadPoolExecutor(1) as pool:  # what needs no connection is done while that is made
-        others = pool.submit(plan, chosen)
-        pool.submit(transport.packed_agent)
-        c.open()
-        report: Report = modules["harden_ssh"].settle(c, chosen, others.result(), check=check, diff=diff)
+    others = while_connecting(c, lambda: plan(chosen))
+    report: Report = modules["harden_ssh"].settle(c, chosen, others, check=check, diff=diff)
     if report.ok and report.changed and not report.check:  # a deploy that changed nothing stays fast
         doctor.after_deploy(c, chosen)
     return report
