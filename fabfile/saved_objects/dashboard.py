@@ -22,7 +22,8 @@ ROWS: tuple[tuple[int, tuple[tuple[str, str, int], ...]], ...] = (
 
 def panels() -> list[tuple[dict[str, Any], str]]:
     """(panel, the id of the object it shows) in order."""
-    found, y = [], 0
+    found: list[tuple[dict[str, Any], str]] = []
+    y = 0
     for height, row in ROWS:
         x = 0
         for type, id, width in row:
