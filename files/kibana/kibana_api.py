@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(1, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "install_elk"))
 
-import elasticsearch
+import elasticsearch as elasticsearch
 
 HOST, PORT, BASE = "127.0.0.1", 5601, "/kibana"
 VIEWER = "knockmap_viewer"
