@@ -18,11 +18,10 @@ from collections import deque
 
 LOGSTASH, ETC = "/usr/share/logstash/bin/logstash", "/etc/logstash"
 LOG = "/var/log/iptables.log"
-PIPELINE = f"{ETC}/conf.d/knockmap-1-pipeline.conf"
+DEBUG = "/usr/local/lib/knockmap/install_elk/debug.conf"
 SECRETS = f"{ETC}/knockmap.env"
-ENDS = "input { stdin { codec => plain } }\noutput { stdout { codec => rubydebug } }\n"
 # What is about Logstash itself.
-NOISE = re.compile(r"\[\d{4}-|Using |Sending Logstash|OpenJDK|WARNING|The stdin plugin")
+NOISE = re.compile(r"\[\d{4}-|Using |Sending Logstash|OpenJDK|WARNING")
 
 
 def environment() -> dict[str, str]:
@@ -33,7 +32,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C.UTF-8", "LS_JAVA_OPTS": "-Xms256m -Xmx256m", **given}
 
 
-def logstash(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def logstash(*words: str) -> subprocess.CompletedProcess[str]:
     """As its own user: it refuses root, and what root leaves behind would hinder the service."""
     argv = ["runuser", "-u", "logstash", "--", LOGSTASH, "--path.settings", ETC, *words]
     return subprocess.run(
@@ -41,7 +40,7 @@ def logstash(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         errors="replace",
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         env=environment(),
         cwd="/",
         check=False,
@@ -62,17 +61,8 @@ def debug(count: int) -> None:
         raise SystemExit(f"{LOG} is empty: nobody knocked yet")
     folder = tempfile.mkdtemp(prefix="knockmap-")
     try:
-        owner = pwd.getpwnam("logstash")
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-        done = logstash(
-            "--path.data",
-            f"{folder}/data",
-            "--api.enabled",
-            "false",
-            "-f",
-            prepare(folder),
-            stdin="".join(lines),
-        )
+        path = prepare(folder, lines)
+        done = logstash("--path.data", f"{folder}/data", "--api.enabled", "false", "-f", path)
     finally:
         shutil.rmtree(folder)
     shown = [line for line in done.stdout.splitlines() if line.strip() and not NOISE.match(line)]
@@ -81,15 +71,17 @@ def debug(count: int) -> None:
     print("\n".join(shown))
 
 
-def prepare(folder: str) -> str:
-    """Our filters between the standard streams. A block of ours ends with the first brace at the start of a line."""
-    with open(PIPELINE, encoding="utf-8") as file:
-        filters = "".join(re.findall(r"^filter \{\n.*?^\}\n", file.read(), re.M | re.S))
-    path = f"{folder}/debug.conf"
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(ENDS + filters)
-    os.chmod(path, 0o644)
-    return path
+def prepare(folder: str, lines: list[str]) -> str:
+    """The lines in a file, and the pipeline that reads them from there, both for Logstash's user alone."""
+    with open(DEBUG, encoding="utf-8") as file:
+        pipeline = file.read().replace("@LINES@", f"{folder}/lines.log")
+    owner = pwd.getpwnam("logstash")
+    for name, text in (("lines.log", "".join(lines)), ("debug.conf", pipeline)):
+        with open(f"{folder}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchown(file.fileno(), owner.pw_uid, owner.pw_gid)
+    os.chown(folder, owner.pw_uid, owner.pw_gid)
+    return f"{folder}/debug.conf"
 
 
 if __name__ == "__main__":
