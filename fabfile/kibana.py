@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fabric import Connection  # type: ignore[import-untyped]
 
-from fabfile import saved_objects
+from fabfile import elastic_source, elastic_store, saved_objects
 from fabfile.engine import fleet
 from fabfile.engine.converge import converge
 from fabfile.engine.fleet import host_task
@@ -22,7 +22,7 @@ ACCESS, READINESS, OUTLINES, OBJECTS = (
 )
 WORLD = ROOT / "files/dashboard/static/vendor/world-2.0.2.json"
 DROP_IN = "/etc/systemd/system/kibana.service.d"
-CA = ("/etc/elasticsearch/certs/http_ca.crt", f"{ETC}/certs/http_ca.crt")
+CA = (elastic_store.CA, f"{ETC}/certs/http_ca.crt")
 KEYS = ("kibana_encryption_objects", "kibana_encryption_sessions", "kibana_encryption_reports")
 
 
@@ -38,7 +38,10 @@ def configuration(settings: Settings) -> tuple[File, File]:
     text = render("kibana/kibana.yml.j2", name=named, maps_service=settings.kibana_maps_service)
     return (
         File(f"{ETC}/kibana.yml", text=text, mode=0o640, group="kibana", secret=True),
-        File(f"{DROP_IN}/knockmap.conf", text=render("kibana/knockmap.conf.j2", heap=settings.kibana_heap)),
+        File(
+            f"{DROP_IN}/knockmap.conf",
+            text=render("kibana/knockmap.conf.j2", heap=settings.kibana_heap or "@@fact.kibana_heap@@"),
+        ),
     )
 
 
@@ -48,7 +51,8 @@ def kept(title: str, program: str, verb: str, *undo: str) -> Command:
 
 
 def resources(settings: Settings) -> list[Resource]:
-    """In order of application; Elasticsearch runs, and Kibana's package is there."""
+    """In order of application; Elasticsearch is there and set up."""
+    package = elastic_source.package(settings, "kibana")
     install = ("install", "--mode=0644", *CA)
     authority = Command(
         "Kibana knows Elasticsearch's CA", install, unless=("cmp", "-s", *CA), undo=("rm", "-f", CA[1])
@@ -58,6 +62,7 @@ def resources(settings: Settings) -> list[Resource]:
         f"{FOLDER}/objects.ndjson", text=saved_objects.ndjson(maps_service=settings.kibana_maps_service)
     )
     return [
+        package,
         *(PROGRAMS, Directory(FOLDER), *programs(), File(f"{FOLDER}/world.json", source=WORLD), shown),
         Directory("/var/lib/knockmap/kibana", mode=0o700),  # which objects are as we brought them
         *(Secret(name, bits=256) for name in KEYS),
@@ -65,8 +70,12 @@ def resources(settings: Settings) -> list[Resource]:
         kept("Kibana's token, its viewers' role and user", ACCESS, "ensure", "remove"),
         *(Directory(f"{ETC}/certs", mode=0o750, group="kibana"), authority),
         *(yml, Directory(DROP_IN), drop_in),
-        Service(UNIT, restart_on=(authority, yml, drop_in)),
-        kept("Kibana is available", READINESS, "wait"),
+        Service(
+            UNIT,
+            restart_on=(package, authority, yml, drop_in),
+            ready=(READINESS, "check"),
+            why=(READINESS, "why"),
+        ),
         kept("outlines of the countries", OUTLINES, "load", "remove"),
         kept("map, charts and lines in Kibana", OBJECTS, "import"),
     ]

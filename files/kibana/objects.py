@@ -20,6 +20,7 @@ import uuid
 from typing import Any
 
 import kibana_api
+import readiness
 from kibana_api import Refused
 
 FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "objects.ndjson")
@@ -154,6 +155,7 @@ def bring_in(items: list[Object], authorization: str) -> None:
 
 
 def bring() -> None:
+    readiness.wait()  # after a reboot it takes its time
     items, _ = to_import()
     if not items:
         return

@@ -60,7 +60,7 @@ def ended() -> bool:
 
 
 def reason() -> str:
-    """The likely cause in one line, then the last lines of the log."""
+    """The likely causes in one line."""
     lines = log()
     causes = [meaning for words, meaning in WORDS if words in lines]
     if "oom-kill" in shown("Result"):
@@ -70,11 +70,15 @@ def reason() -> str:
             causes.insert(0, "Elasticsearch does not take its token; `fab -H … kibana` makes another")
     except elasticsearch.Unreachable as error:
         causes.insert(0, str(error))
-    why = "; ".join(dict.fromkeys(causes)) or "its log says"
-    return f"{why}\n" + "\n".join(line[:300] for line in lines.splitlines()[-8:])
+    return "; ".join(dict.fromkeys(causes)) or f"no cause was found; `journalctl -u {UNIT}` says more"
+
+
+def why() -> None:
+    print(reason())
 
 
 def wait() -> None:
+    """For who needs it now. Raises Refused with the reason."""
     deadline = time.monotonic() + PATIENCE
     while check():
         if ended():
@@ -85,4 +89,4 @@ def wait() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(kibana_api.run("readiness.py", {"check": check, "wait": wait}))
+    sys.exit(kibana_api.run("readiness.py", {"check": check, "why": why}))
