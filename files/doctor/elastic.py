@@ -202,23 +202,22 @@ def keys(target: Target) -> Link:
     """Who may do what; each is tried. What follows is asked by the reader's key."""
     if not here(target):
         return ABSENT
-    tried = [
-        ("reader_key", elasticsearch.api_key, "the reader's key", "doctor, scanners and export", AGAIN),
-        ("writer_key", elasticsearch.api_key, "the writer's key", "Logstash", AGAIN),
-    ]
+    tried = {"reader_key": "doctor, scanners and export", "writer_key": "Logstash"}
     if "kibana" in target.tasks:
-        tried.append(("kibana_token", elasticsearch.bearer, "Kibana's token", "Kibana", "{fab} kibana"))
-    for name, header, what, whose, again in tried:
+        tried |= {"kibana_token": "Kibana"}  # noqa: S105 - a name
+    for name, whose in tried.items():
+        header = (elasticsearch.bearer if name == "kibana_token" else elasticsearch.api_key)(secret(name))
+        again = "{fab} kibana" if name == "kibana_token" else AGAIN
         if not secret(name):
-            return bad(f"{what} is gone from {elasticsearch.secret_path(name)}", again)
+            return bad(f"{elasticsearch.secret_path(name)} is gone", again)
         try:
-            status, answer = call("GET", "/_security/_authenticate", auth=header(secret(name)), timeout=10)
+            status, answer = call("GET", "/_security/_authenticate", auth=header, timeout=10)
         except Unreachable as error:
             return unknown(error)
         if status == 401:
-            return bad(f"Elasticsearch refuses {what} (revoked?), so {whose} can do nothing", again)
+            return bad(f"Elasticsearch refuses the {name} (revoked?), so {whose} can do nothing", again)
         if status != 200:
-            return bad(f"Elasticsearch answers {status} to {what}: {reason(answer)}", again, symptom=True)
+            return bad(f"Elasticsearch answers {status} to the {name}: {reason(answer)}", again, symptom=True)
     return ok("Elasticsearch takes them all")
 
 
@@ -316,7 +315,9 @@ def template(target: Target) -> Link:
             return ok("is there; no event was stored yet")
         rules, index = streams[0].get("template"), streams[0]["indices"][-1]["index_name"]
         if rules != TEMPLATE:
-            return bad(f"the index template {rules} outranks ours, so events may be refused", outranked(rules))
+            return bad(
+                f"the index template {rules} outranks ours, so events may be refused", outranked(rules)
+            )
         if wrong := wrong_fields(index):
             return bad(f"in {index}, {wrong}: it began without the template", AGAIN)
     except (Unreachable, Refused) as error:

@@ -52,6 +52,7 @@ class Target:
         self.job = job
         self.entries: dict[str, dict[str, Any]] = json.loads(text_of(JOURNAL) or "{}")
         self.tasks = {str(entry["task"]) for entry in self.entries.values()}
+        self.elastic = bool(self.tasks & {"install_elk", "kibana"})
 
     def files(self, task: str) -> dict[str, dict[str, Any]]:
         """Path → what we left there, for the files of a task; data such as the log are left out."""

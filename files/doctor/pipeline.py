@@ -11,7 +11,7 @@ import re
 import time
 from typing import Any
 
-from elastic import AGAIN, complaint, here, touched
+from elastic import AGAIN, complaint, touched
 from look import ABSENT, LOG, Link, Target, bad, ok, text_of, unit, warn
 from storage import GEO, OLD_DAYS, USELESS_DAYS, age, stamp
 from web import DAY, ask
@@ -25,7 +25,7 @@ BUNDLED = ("/usr/share/logstash/vendor", f"{DATA}/geoip_database_management")
 EMPTY = 16  # a segment of dead letters begins with a byte or two that are none
 START_SECONDS, PATIENCE = 180, 5.0
 # What Elasticsearch said of an event, in a dead letter of Ruby's or of JSON's form.
-LETTER = re.compile(rb'"reason"\s*(?:=>|:)\s*"((?:[^"\\]|\\.){1,300})')
+LETTER = re.compile(rb'"reason\\?"\s*(?:=>|:)\s*\\?"([^"\\]{5,300})')
 
 
 def api(path: str) -> Any:
