@@ -235,7 +235,7 @@ def test_the_key_that_we_ship_is_elastics_and_apt_of_debian_13_takes_it() -> Non
 
 
 def test_a_key_with_another_fingerprint_or_a_second_key_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="46095ACC.*elastic_fingerprint = 0{40}"):
+    with pytest.raises(SettingError, match=r"46095ACC.*elastic_fingerprint = 0{40}"):
         elastic_source.key(Settings(elastic_fingerprint="0" * 40))
     no_key = tmp_path / "no.asc"
     no_key.write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\nno key\n")
