@@ -9,6 +9,8 @@ import org.apache.lucene.analysis.email.UAX29URLEmailTokenizer;
 import org.elasticsearch.action.datastreams.DeleteDataStreamAction;
 import org.elasticsearch.action.datastreams.GetDataStreamAction;
 import org.elasticsearch.cluster.node.DiscoveryNodes;
+import org.elasticsearch.common.settings.SecureSetting;
+import org.elasticsearch.common.settings.Setting;
 import org.elasticsearch.features.NodeFeature;
 import org.elasticsearch.index.analysis.PreConfiguredTokenFilter;
 import org.elasticsearch.index.analysis.TokenFilterFactory;
@@ -25,6 +27,16 @@ import org.elasticsearch.rest.RestHandler;
  * remove a data stream.
  */
 public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugin {
+
+    /** Auto-configuration writes these into the keystore for a module that is absent, and an unknown setting is an error. */
+    @Override
+    public List<Setting<?>> getSettings() {
+        String prefix = "cluster.state.encryption.";
+        return List.of(
+            SecureSetting.secureString(prefix + "active_password_id", null),
+            Setting.prefixKeySetting(prefix + "password.", key -> SecureSetting.secureString(key, null))
+        );
+    }
 
     @Override
     public Map<String, AnalysisProvider<TokenFilterFactory>> getTokenFilters() {
