@@ -210,8 +210,13 @@ def run(settings: Settings, folder: Path) -> int:
         return 1
     if settings["api.enabled"]:
         api.serve(settings, answers(workers))
+
+    def stop(*_: Any) -> None:
+        for worker in workers:
+            worker.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: [worker.stop() for worker in workers])
+        signal.signal(number, stop)
     for worker in workers:
         worker.start()
     for worker in workers:
