@@ -49,7 +49,11 @@ class Worker:
         if not self.settings["dead_letter_queue.enable"]:
             return None
         folder = self.settings.folder("path.dead_letter_queue") / self.name
-        letters = DeadLetters(folder, self.settings["dead_letter_queue.max_bytes"])
+        letters = DeadLetters(
+            folder,
+            self.settings["dead_letter_queue.max_bytes"],
+            self.settings["dead_letter_queue.storage_policy"],
+        )
         for output in self.elasticsearches():
             output.dead_letters = letters
         return letters
