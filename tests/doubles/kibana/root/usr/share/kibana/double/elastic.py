@@ -38,7 +38,7 @@ class Elastic:
         """(status, document) as Elasticsearch answers. Raises Away."""
         kind = http.client.HTTPSConnection if self.tls else http.client.HTTPConnection
         options = {"context": self.tls} if self.tls else {}
-        connection = kind(self.host.hostname or "", self.host.port or 9200, timeout=60, **options)  # type: ignore[arg-type]
+        connection = kind(self.host.hostname or "", self.host.port or 9200, timeout=60, **options)  # type: ignore[call-overload]
         headers = {"Authorization": authorization or self.own, "Content-Type": "application/json"}
         try:
             connection.request(method, path, json.dumps(body) if body is not None else None, headers)
