@@ -41,7 +41,9 @@ def check(c: Context) -> None:
     failed += [
         f"types of {at}"
         for at in folders
-        if not run(c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=f"{at}:files/collector:files/install_elk")
+        if not run(
+            c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=f"{at}:files/collector:files/install_elk"
+        )
     ]
     if failed:
         raise Exit(f"check: no ({', '.join(failed)})", code=1)

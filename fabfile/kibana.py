@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from fabric import Connection  # type: ignore[import-untyped]
 
-from fabfile import elastic_source, elastic_store, saved_objects
+from fabfile import elastic_source, saved_objects
+from fabfile.elastic_pipeline import elsewhere
 from fabfile.engine import fleet
 from fabfile.engine.converge import converge
 from fabfile.engine.fleet import host_task
@@ -22,7 +23,6 @@ ACCESS, READINESS, OUTLINES, OBJECTS = (
 )
 WORLD = ROOT / "files/dashboard/static/vendor/world-2.0.2.json"
 DROP_IN = "/etc/systemd/system/kibana.service.d"
-CA = (elastic_store.CA, f"{ETC}/certs/http_ca.crt")
 KEYS = ("kibana_encryption_objects", "kibana_encryption_sessions", "kibana_encryption_reports")
 
 
@@ -51,12 +51,11 @@ def kept(title: str, program: str, verb: str, *undo: str) -> Command:
 
 
 def resources(settings: Settings) -> list[Resource]:
-    """In order of application; Elasticsearch is there and set up."""
+    """In order of application; Elasticsearch is there and set up. Where it is elsewhere, so is its Kibana."""
+    if elsewhere(settings):
+        return []
     package = elastic_source.package(settings, "kibana")
-    install = ("install", "--mode=0644", *CA)
-    authority = Command(
-        "Kibana knows Elasticsearch's CA", install, unless=("cmp", "-s", *CA), undo=("rm", "-f", CA[1])
-    )
+    authority = File(f"{ETC}/certs/http_ca.crt", text="@@fact.elasticsearch_ca@@", group="kibana", mode=0o640)
     yml, drop_in = configuration(settings)
     shown = File(
         f"{FOLDER}/objects.ndjson", text=saved_objects.ndjson(maps_service=settings.kibana_maps_service)
@@ -79,6 +78,11 @@ def resources(settings: Settings) -> list[Resource]:
         kept("outlines of the countries", OUTLINES, "load", "remove"),
         kept("map, charts and lines in Kibana", OBJECTS, "import"),
     ]
+
+
+def renewed(settings: Settings) -> list[Resource]:
+    """What follows a new token and a new viewer's password: Kibana starts with them."""
+    return [r for r in resources(settings) if r.id in (f"file:{ETC}/kibana.yml", f"service:{UNIT}")]
 
 
 @host_task

@@ -36,9 +36,7 @@ class Elastic:
 
     def call(self, method: str, path: str, body: Any = None, authorization: str = "") -> tuple[int, Any]:
         """(status, document) as Elasticsearch answers. Raises Away."""
-        kind = http.client.HTTPSConnection if self.tls else http.client.HTTPConnection
-        options = {"context": self.tls} if self.tls else {}
-        connection = kind(self.host.hostname or "", self.host.port or 9200, timeout=60, **options)  # type: ignore[arg-type]
+        connection = self.connection()
         headers = {"Authorization": authorization or self.own, "Content-Type": "application/json"}
         try:
             connection.request(method, path, json.dumps(body) if body is not None else None, headers)
@@ -51,6 +49,12 @@ class Elastic:
             raise Away(str(error)) from None
         finally:
             connection.close()
+
+    def connection(self) -> http.client.HTTPConnection:
+        host, port = self.host.hostname or "", self.host.port or 9200
+        if self.tls:
+            return http.client.HTTPSConnection(host, port, timeout=60, context=self.tls)
+        return http.client.HTTPConnection(host, port, timeout=60)
 
     def known(self, authorization: str) -> dict[str, Any] | None:
         """Who that is, if Elasticsearch says so."""

@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - the names that the library calls
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass  # Kibana logs no requests
@@ -286,5 +286,5 @@ def uploaded(kind: str, body: bytes) -> bytes:
             file = part.get_filename() or ""  # type: ignore[union-attr]
             if not file.endswith(".ndjson"):
                 raise Bad(400, f"Invalid file extension .{file.rpartition('.')[2]}")
-            return bytes(part.get_payload(decode=True) or b"")  # type: ignore[union-attr, arg-type]
+            return bytes(part.get_payload(decode=True) or b"")  # type: ignore[union-attr]
     raise Bad(400, "[request body.file]: expected value of type [Stream] but got [undefined]")
