@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from logstash_double import ConfigurationError, NotDoubled, conditions, runner
+from logstash_double import ConfigurationError, NotDoubled, conditions, jvm, runner
 from logstash_double.event import Event
 from logstash_double.filters import bsd, iso8601
 from logstash_double.language import Branch, parse
@@ -196,6 +196,11 @@ def test_a_folder_of_patterns_that_is_missing_is_passed_over_in_silence(tmp_path
     text = f'filter {{ grok {{ patterns_dir => ["{tmp_path}/none"] match => {{ "message" => "%{{WORD:a}}" }} }} }}'
     made = Pipeline(text)
     made.register()
+
+
+def test_our_files_are_ascii_since_logstash_may_read_them_in_any_encoding() -> None:
+    files = [*logstash.PATTERNS.iterdir(), *logstash.PATTERNS.parent.glob("*.conf.j2")]
+    assert len(files) >= 4 and all(path.read_bytes().isascii() for path in files)
 
 
 def test_a_setting_given_twice_is_merged_as_upstream() -> None:
@@ -412,6 +417,16 @@ def test_a_flag_counts_more_than_the_file(tmp_path: Path) -> None:
     (tmp_path / "logstash.yml").write_text("pipeline.workers: 1\nqueue.type: persisted\n")
     found = load(arguments(["--path.settings", str(tmp_path), "-w", "3"]))
     assert (found["pipeline.workers"], found["queue.type"]) == (3, "persisted")
+
+
+@pytest.mark.parametrize("options", ["Xmx1g", "-Xmx1gb", "-Xmx512m", "-Xms2g"])
+def test_refuses_what_java_refuses(options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """-Xmx512m alone is less than the package's -Xms1g."""
+    (tmp_path / "jvm.options").write_text("## Heap\n-Xms1g\n-Xmx1g\n")
+    jvm.check(tmp_path)
+    monkeypatch.setenv("LS_JAVA_OPTS", options)
+    with pytest.raises(ConfigurationError, match="Could not create the Java Virtual Machine"):
+        jvm.check(tmp_path)
 
 
 def settings_folder(tmp_path: Path, *lines: str) -> list[str]:
