@@ -7,7 +7,12 @@ from typing import Any
 from .facts import QUESTIONS, fact
 from .item import Item
 from .machine import must, run
-from .wire import Failure, Have
+from .units import patiently
+from .wire import Failure, Have, emit
+
+# What a guard prints after this the operator shall know, though nothing is to be done about it.
+NOTE = "note: "
+told: set[str] = set()
 
 
 class Command(Item):
@@ -18,10 +23,19 @@ class Command(Item):
         return {"done": True}
 
     def observe(self) -> Have:
-        return {"done": run(*self.want["unless"]).returncode == 0}
+        done = run(*self.want["unless"])
+        for line in done.stdout.splitlines():
+            if line.startswith(NOTE) and line not in told:
+                told.add(line)
+                emit("notice", text=line[len(NOTE) :])
+        return {"done": done.returncode == 0}
 
     def apply(self, have: Have) -> None:
-        must(self.want["title"], *self.want["argv"])
+        returncode, said = patiently(self.want["id"], self.want["title"], tuple(self.want["argv"]))
+        if returncode:
+            raise Failure(
+                f"{self.want['title']}: `{' '.join(self.want['argv'])}` exited with {returncode}", said
+            )
 
     def unchanged_since(self, now: Have, after: Have) -> bool:
         return True
@@ -42,7 +56,7 @@ class Requirement(Item):
         return {"in_the_way": ""}
 
     def observe(self) -> Have:
-        return {"in_the_way": fact(self.want["fact"])}
+        return {"in_the_way": fact(self.want["fact"], *self.want["given"])}
 
     def require(self) -> None:
         if reason := self.observe()["in_the_way"]:
