@@ -19,7 +19,7 @@ from look import ABSENT, Link, Target, bad, first_line, last_words, names_of, ok
 
 DASHBOARD, APACHE = "knockmap-dashboard.service", "apache2.service"
 STATUS = "/map/api/live"
-KIBANA, KIBANA_STATUS = "/kibana", "/kibana/api/status"
+KIBANA_STATUS = "/kibana/api/status"
 SECRETS = "/var/lib/knockmap/secrets"
 SITES = "/etc/apache2/sites-enabled/*.conf"
 DAY = 86400
@@ -113,8 +113,9 @@ def https(path: str, headers: dict[str, str] | None = None) -> Answer:
 
 
 def behind_apache() -> str:
-    """The path of the page that Apache stands in front of: Kibana's, or the embedded stack's."""
-    return KIBANA if any(KIBANA in text_of(site) for site in glob.glob(SITES)) else "/map"
+    """A path behind the login: of Kibana, if that is what Apache stands in front of, or of the embedded stack's page."""
+    kibana = any("ProxyPass /kibana/" in text_of(site) for site in glob.glob(SITES))
+    return KIBANA_STATUS if kibana else "/map/"
 
 
 def apache(target: Target) -> Link:
@@ -130,13 +131,13 @@ def apache(target: Target) -> Link:
     if state != "active":
         return bad(f"Apache does not run ({state})", again)
     try:
-        answer = patiently(lambda: https(f"{page}/"), APACHE)
+        answer = patiently(lambda: https(page), APACHE)
     except OSError as error:
         return bad(f"Apache does not answer on port 443: {error}", words)
-    if (page == KIBANA and answer.status in (302, 503)) or answer.status == 200:
-        return bad(f"Apache shows {'the map' if page == '/map' else 'Kibana'} without a login", again)
+    if (page == KIBANA_STATUS and answer.status in (302, 503)) or answer.status == 200:
+        return bad(f"Apache shows {'Kibana' if page == KIBANA_STATUS else 'the map'} without a login", again)
     if answer.status != 401:
-        return bad(f"Apache answers {answer.status} for {page}/, where it is to ask for a login", again)
+        return bad(f"Apache answers {answer.status} for {page}, where it is to ask for a login", again)
     if edited := target.edited("apache_proxy"):
         return warn(f"{edited} was edited since it was deployed", again)
     return ok("answers on port 443 and asks for a login")
@@ -205,7 +206,7 @@ def tried(target: Target, users: str) -> Link:
     password = stored_password(target)
     if not password:
         return ok(f"{users}; not tried, since the password is your own")
-    of_kibana = behind_apache() == KIBANA
+    of_kibana = behind_apache() == KIBANA_STATUS
     try:
         answer = https(KIBANA_STATUS if of_kibana else STATUS, authorization(user(target), password))
     except OSError as error:
@@ -242,7 +243,7 @@ def authorization(user: str, password: str) -> dict[str, str]:
 
 def way_in(target: Target, found: dict[str, Link]) -> dict[str, Any]:
     """What the operator's side needs to come in as a browser does, and to know that it is this host; or `trouble`."""
-    of_kibana = behind_apache() == KIBANA
+    of_kibana = behind_apache() == KIBANA_STATUS
     if not {"kibana" if of_kibana else "dashboard", "apache_proxy"} <= target.tasks:
         return {}
     if found["login"].state == "bad":  # a login that fails would count as a guess
