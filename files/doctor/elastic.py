@@ -358,7 +358,8 @@ def events(target: Target) -> Link:
         told = asked(f"/{DATA_STREAMS}/_search", search)
     except (Unreachable, Refused) as error:
         return unknown(error)
-    counts = {name: told["aggregations"][name]["doc_count"] for name in ("failed", "elsewhere")}
+    sums = told.get("aggregations", {})  # there are none where there is no index yet
+    counts = {name: sums.get(name, {}).get("doc_count", 0) for name in ("failed", "elsewhere")}
     return parsed(told["hits"]["total"]["value"], **counts)
 
 

@@ -169,7 +169,7 @@ def queue(target: Target) -> Link:
         )
     if count > 1000:
         return warn(f"{count} events wait for Elasticsearch", WORDS)
-    return ok(f"{count} events wait, no dead letters" + (f", {unread} bytes unread" if unread else ""))
+    return ok(f"{count} events wait, no dead letters")
 
 
 def dead_letters() -> Link | None:
