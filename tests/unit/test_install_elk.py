@@ -41,8 +41,8 @@ from tests.unit.test_agent import ME, Run, program_in, root, run, statuses, undo
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "files" / "install_elk"))
 
-import data_stream  # noqa: E402
-import security  # noqa: E402
+import data_stream
+import security
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
