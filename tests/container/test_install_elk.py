@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,41 @@ def test_every_syn_becomes_a_document(box: Box) -> None:
     _, answer = call(box, "GET", f"/{STREAM}/_search?size=1&q=source.port:*", auth="reader")
     event = answer["hits"]["hits"][0]["_source"]
     assert event["event"]["dataset"] == "iptables.ssh" and event["destination"]["port"] == 22
-    assert "event.original" not in event["event"] and event["message"]
+    assert "original" not in event["event"] and event["message"]
+
+
+def test_kill_9_and_a_rotation_lose_nothing_and_double_nothing(box: Box) -> None:
+    """While SYNs come in; Elasticsearch is away for a moment, too."""
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(attack, box, 20, 2000, 200)
+        shell(box, "sleep 2; systemctl kill -s KILL logstash; sleep 4")
+        shell(
+            box, "logrotate -f -s /tmp/status /etc/knockmap/logrotate.conf; systemctl kill -s KILL logstash"
+        )
+        shell(box, "systemctl restart elasticsearch; systemctl kill -s KILL logstash")
+        sending.result()
+    lines = int(shell(box, "zcat -f /var/log/iptables.log* | sort -u | wc -l"))
+    assert lines > 2000
+    for _ in range(60):
+        _, answer = call(box, "GET", f"/{STREAM}/_count", auth="reader")
+        lines = int(shell(box, "zcat -f /var/log/iptables.log* | sort -u | wc -l"))
+        if answer["count"] >= lines:
+            break
+        time.sleep(2)
+    assert answer["count"] == lines
+
+
+def test_a_line_that_is_no_packet_is_kept_and_tagged(box: Box) -> None:
+    shell(box, "echo '2026-11-24T10:00:14.000000+00:00 vps kernel: nonsense' >>/var/log/iptables.log")
+    for _ in range(30):
+        query = "q=tags:_grokparsefailure"
+        _, answer = call(box, "GET", f"/{STREAM}/_search?{query}", auth="reader")
+        if found := answer["hits"]["hits"]:
+            break
+        time.sleep(1)
+    (event,) = [hit["_source"] for hit in found]
+    assert event["event"]["original"] == event["message"] and event["message"].endswith("nonsense")
+    assert event["@timestamp"] == "2026-11-24T10:00:14.000Z"
 
 
 def test_the_health_is_green_and_the_stream_follows_our_template(box: Box) -> None:
