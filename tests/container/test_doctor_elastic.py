@@ -111,7 +111,7 @@ BREAKAGES = [
     Breakage("port-9200-open-to-all", "sed -i 's/^http.host: .*/http.host: 0.0.0.0/' /etc/elasticsearch/elasticsearch.yml; systemctl restart elasticsearch", "ports", "port 9200 of Elasticsearch is open on"),
     Breakage("http-certificate-expired", EXPIRE, "TLS", "HTTP certificate has expired on 2025-11-01", "cat /root/was.p12 >/etc/elasticsearch/certs/http.p12; systemctl restart elasticsearch"),
     Breakage("kibanas-copy-of-the-authority-replaced", "cp -a /etc/ssl/certs/ca-certificates.crt /etc/kibana/certs/http_ca.crt", "TLS", "/etc/kibana/certs/http_ca.crt is not the certificate authority"),
-    Breakage("versions-differ", "cp -a /var/lib/dpkg/status /root/; sed -i '/^Package: kibana$/,/^$/s/^Version: .*/Version: 9.9.9/' /var/lib/dpkg/status", "versions", "the versions differ: elasticsearch 9.5.2, logstash 9.5.2, kibana 9.9.9", "cp -a /root/status /var/lib/dpkg/status"),
+    Breakage("versions-differ", "cp -a /var/lib/dpkg/status /root/; sed -i '/^Package: kibana$/,/^$/s/^Version: .*/Version: 9.9.9/' /var/lib/dpkg/status", "versions", "kibana 9.9.9", "cp -a /root/status /var/lib/dpkg/status"),
     Breakage("writer-key-revoked", revoked("writer_key"), "keys", "refuses the writer_key"),
     Breakage("reader-key-revoked", revoked("reader_key"), "keys", "refuses the reader_key"),
     Breakage("kibana-token-deleted", es("DELETE", "/_security/service/elastic/kibana/credential/token/knockmap"), "keys", "refuses the kibana_token"),
