@@ -23,20 +23,14 @@ fleet.install(words={"undo": "--task"})
 
 # In order of application. Each is a module here, a folder under files/, a test module and a heading in the README.
 SENSOR = ("harden_ssh", "iptables_log", "syslog_route")
-STACKS = {"embedded": ("collector", "dashboard", "apache_proxy"), "elastic": ()}
-TASKS = (*SENSOR, *STACKS["embedded"])
+STACKS = {
+    "embedded": ("collector", "dashboard", "apache_proxy"),
+    "elastic": ("install_elk",),
+}
+TASKS = tuple(dict.fromkeys((*SENSOR, *STACKS["elastic"], *STACKS["embedded"])))
 
 
 modules = {name: importlib.import_module(f"fabfile.{name}") for name in TASKS}
-
-
-def refuse_stack(chosen: Settings) -> None:
-    """Raises UsageError for the stack that is not there yet."""
-    if not STACKS[chosen.stack]:
-        raise UsageError(
-            "stack = elastic comes with the task install_elk, which is not there yet; set KNOCKMAP_STACK=embedded, "
-            "or in fabric.yaml `knockmap:` with `stack: embedded`"
-        )
 
 
 def plan(chosen: Settings) -> Plan:
@@ -49,7 +43,6 @@ def plan(chosen: Settings) -> Plan:
 def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Turn a fresh VPS into a hardened box that shows who scans it for SSH."""
     chosen = settings(c)
-    refuse_stack(chosen)
     chosen = modules["apache_proxy"].named(c, chosen)
     others = while_connecting(c, lambda: plan(chosen))
     report: Report = modules["harden_ssh"].settle(c, chosen, others, check=check, diff=diff)

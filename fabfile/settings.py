@@ -67,6 +67,28 @@ class Settings:
     geo_source: Literal["dbip-city", "country", "none"] = "dbip-city"
     geo_databases: tuple[str, ...] = ()
 
+    # The version of Elasticsearch, Logstash and Kibana, the same for all three; a higher one upgrades them in order.
+    elastic_version: str = "9.5.2"
+    # Own copy of Elastic's apt repository (the URL that stands in for https://artifacts.elastic.co/packages/9.x/apt).
+    elastic_mirror: str = ""
+    # Or a folder on the operator's machine with the .deb files of that version, for boxes without internet.
+    elastic_packages: str = ""
+    # The armoured public key that signs the mirror, and its full fingerprint; default: Elastic's own.
+    elastic_key: str = ""
+    elastic_fingerprint: str = "46095ACC8548582C1A2699A9D27D666CD88E42B4"
+    # Elasticsearch's heap in MB; 0 takes what fits the box's memory (table in the README).
+    elastic_heap: int = 0
+    # After how many days events are deleted, by the data stream's own lifecycle.
+    elastic_retention_days: int = 400
+    # Ship to an existing Elasticsearch in place of a local one: its https:// addresses, or an Elastic Cloud id.
+    elastic_hosts: tuple[str, ...] = ()
+    elastic_cloud_id: str = ""
+    # For that: its certificate authority (PEM; none for a public one) and a file with an API key as id:key.
+    elastic_ca: str = ""
+    elastic_api_key_file: str = ""
+    # Where Logstash looks addresses up: the databases it brings, the .mmdb files of geo_databases, or nowhere.
+    logstash_geoip: Literal["bundled", "own", "none"] = "bundled"
+
     # Where Apache's certificate comes from: made on the target, or by ACME (Let's Encrypt), or files of your own.
     apache_certificate: Literal["self-signed", "acme", "files"] = "self-signed"
     # PEM files on the operator's machine for `files`: the certificate with its chain, and its key without a password.
@@ -86,9 +108,7 @@ class Settings:
                 raise SettingError(f"{name} = {getattr(self, name)!r}: must be {wanted}")
         for name, (needs, wanted) in _TOGETHER.items():
             if needs(self):
-                raise SettingError(
-                    f"{name} = {getattr(self, name)!r} with apache_certificate = {self.apache_certificate}: {wanted}"
-                )
+                raise SettingError(f"{name} = {getattr(self, name)!r}: {wanted}")
 
 
 def _between(low: int, high: int) -> tuple[Any, str]:
@@ -116,8 +136,31 @@ _LIMITS: dict[str, tuple[Any, str]] = {
         lambda paths: all(path.endswith(".mmdb") and Path(path).expanduser().is_file() for path in paths),
         "paths of .mmdb files that exist on this machine",
     ),
+    "elastic_version": (
+        lambda version: re.fullmatch(r"9\.\d{1,2}\.\d{1,2}", version),
+        "a release of Elastic's 9.x such as 9.5.2",
+    ),
+    "elastic_mirror": (lambda url: re.fullmatch(r"(https?://[^\s\"\[\]]+)?", url), "an https:// address"),
+    "elastic_packages": (
+        lambda path: not path or Path(path).expanduser().is_dir(),
+        "a folder that exists on this machine",
+    ),
+    "elastic_fingerprint": (
+        lambda text: re.fullmatch(r"[0-9A-F]{40}", text.replace(" ", "").upper()),
+        "the full fingerprint of a key: 40 hexadecimal digits",
+    ),
+    "elastic_heap": (lambda size: size == 0 or 256 <= size <= 31_000, "0, or from 256 to 31000"),
+    "elastic_retention_days": _between(1, 3650),
+    "elastic_hosts": (
+        lambda urls: all(re.fullmatch(r"https://[^\s\"\\]+", url) for url in urls),
+        "https:// addresses",
+    ),
+    "elastic_cloud_id": (lambda text: re.fullmatch(r"([\w.-]+:[A-Za-z0-9+/=]+)?", text), "name:base64"),
     **dict.fromkeys(
-        ("apache_certificate_file", "apache_key_file"),
+        (
+            *("apache_certificate_file", "apache_key_file"),
+            *("elastic_key", "elastic_ca", "elastic_api_key_file"),
+        ),
         (lambda path: not path or Path(path).expanduser().is_file(), "a file that exists on this machine"),
     ),
     "apache_names": (
@@ -151,13 +194,33 @@ def _is_public_name(name: str) -> bool:
 
 # What cannot be said of one setting alone: (True if it cannot be so, what to do).
 _TOGETHER: dict[str, tuple[Any, str]] = {
+    "elastic_packages": (
+        lambda s: bool(s.elastic_packages and s.elastic_mirror),
+        "give this folder or elastic_mirror, not both",
+    ),
+    "elastic_cloud_id": (
+        lambda s: bool(s.elastic_cloud_id and s.elastic_hosts),
+        "give this or elastic_hosts, not both",
+    ),
+    "elastic_ca": (
+        lambda s: bool(s.elastic_ca and not s.elastic_hosts),
+        "it is for elastic_hosts, which are not set",
+    ),
+    "elastic_api_key_file": (
+        lambda s: bool(s.elastic_hosts or s.elastic_cloud_id) != bool(s.elastic_api_key_file),
+        "elastic_hosts and elastic_cloud_id need it, and only they do",
+    ),
+    "logstash_geoip": (
+        lambda s: s.logstash_geoip == "own" and not s.geo_databases,
+        "`own` needs .mmdb files in geo_databases",
+    ),
     "apache_certificate_file": (
         lambda s: (s.apache_certificate == "files") != bool(s.apache_certificate_file),
-        "`files` needs it, and only `files` does",
+        "apache_certificate = files needs it, and only that does",
     ),
     "apache_key_file": (
         lambda s: (s.apache_certificate == "files") != bool(s.apache_key_file),
-        "`files` needs it, and only `files` does",
+        "apache_certificate = files needs it, and only that does",
     ),
     "apache_names": (
         lambda s: s.apache_certificate == "acme" and not all(map(_is_public_name, s.apache_names)),

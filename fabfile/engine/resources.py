@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,8 +84,7 @@ class File(Resource):
         """(sha256, local path) of content that is too large for the manifest, else None."""
         if self.source is None or self.source.stat().st_size <= INLINE_BYTES:
             return None
-        stat = self.source.stat()
-        return self.sha256 or _sha256(self.source, stat.st_size, stat.st_mtime_ns), self.source
+        return self.sha256 or hash_of(self.source), self.source
 
     def wire(self) -> dict[str, Any]:
         wire = super().wire()
@@ -125,17 +125,44 @@ class Link(Resource):
 
 @dataclass(frozen=True, init=False)
 class Package(Resource):
-    """Debian packages that shall be installed, by one apt-get run: `Package("rsyslog", "logrotate")`."""
+    """Debian packages that shall be installed, by one apt-get run: `Package("rsyslog", "logrotate")`.
+
+    `name=version` asks for exactly that version. `hold` keeps apt from moving them to another one; `stops` are units
+    that must not run while an installed one is replaced (in this order; their Service starts them again).
+    `debs` are local .deb files to install from in place of an apt source: they are sent only when one is needed.
+    """
 
     names: tuple[str, ...]
+    hold: bool = False
+    stops: tuple[str, ...] = ()
+    debs: tuple[Path, ...] = ()
 
-    def __init__(self, *names: str, when: tuple[str, str] | None = None) -> None:
-        object.__setattr__(self, "names", names)
-        object.__setattr__(self, "when", when)
+    def __init__(
+        self,
+        *names: str,
+        when: tuple[str, str] | None = None,
+        hold: bool = False,
+        stops: tuple[str, ...] = (),
+        debs: tuple[Path, ...] = (),
+    ) -> None:
+        given = {"names": names, "when": when, "hold": hold, "stops": stops, "debs": debs}
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
 
     @property
     def name(self) -> str:
-        return ",".join(self.names)
+        return ",".join(name.partition("=")[0] for name in self.names)
+
+    @property
+    def blobs(self) -> dict[str, Path]:
+        return {hash_of(path): path for path in self.debs}
+
+    def wire(self) -> dict[str, Any]:
+        parts = [
+            {"name": path.name, "sha256": sha256, "size": path.stat().st_size}
+            for sha256, path in self.blobs.items()
+        ]
+        return {**super().wire(), "debs": parts}
 
 
 @dataclass(frozen=True)
@@ -156,6 +183,8 @@ class Service(Resource):
 
     The unit is restarted (or reloaded) when one of these resources changed since it last was, also when the run
     that changed it broke off before it came to the unit.
+    `ready` is an argv that succeeds as soon as the started unit does its work (what it prints meanwhile is shown);
+    `why` is one that says what may hinder a unit that does not come.
     """
 
     unit: str
@@ -163,6 +192,8 @@ class Service(Resource):
     enabled: bool | None = True
     restart_on: tuple[Resource, ...] = ()
     reload_on: tuple[Resource, ...] = ()
+    ready: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -224,13 +255,45 @@ class Command(Resource):
 
 @dataclass(frozen=True)
 class Requirement(Resource):
-    """What must hold before anything of the whole run is changed: the fact is empty, or says what is in the way."""
+    """What must hold before anything of the whole run is changed: the fact is empty, or says what is in the way.
+
+    `given` is what the fact is asked with, for those that depend on a setting.
+    """
 
     fact: str
+    given: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return self.fact
+
+
+@dataclass(frozen=True)
+class Rest(Resource):
+    """A JSON document at `path` of an HTTPS API on loopback: asked for by GET, compared, set by PUT.
+
+    `answer` leads from the answer to the document, such as ("index_templates", 0, "index_template"). The top-level keys
+    that we set are compared as a whole, so write them as the API answers them; others are left alone. `user` logs in
+    with the secret named `secret`; `ca` is the file of the authority that is trusted.
+    """
+
+    path: str
+    document: str  # JSON
+    answer: tuple[str | int, ...]
+    port: int
+    ca: str
+    user: str
+    secret: str
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    def wire(self) -> dict[str, Any]:
+        # Not "path": that is a file's.
+        wire = super().wire()
+        del wire["path"]
+        return {**wire, "url": self.path, "document": json.loads(self.document)}
 
 
 Plan = Mapping[str, Sequence[Resource]]
@@ -257,8 +320,9 @@ def manifest(plan: Plan) -> list[dict[str, Any]]:
 
 def blobs(plan: Plan) -> dict[str, Path]:
     """sha256 -> local path of every large file of the plan."""
-    files = (r for resources in plan.values() for r in resources if isinstance(r, File))
-    return dict(blob for file in files if (blob := file.blob))
+    planned = [r for resources in plan.values() for r in resources]
+    packages = [found for r in planned if isinstance(r, Package) for found in r.blobs.items()]
+    return dict([*(blob for r in planned if isinstance(r, File) and (blob := r.blob)), *packages])
 
 
 @lru_cache
@@ -279,6 +343,12 @@ def render(template: str, **values: Any) -> str:
     shebang, body = text.split("\n", 1) if text.startswith("#!") else ("", text)
     header = f"# Managed by knockmap (files/{template}): changes made here are lost at the next deploy.\n"
     return f"{shebang}\n{header}{body}" if shebang else header + body
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a large local file."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache
@@ -304,4 +374,4 @@ def _plain(value: Any) -> Any:
         return value.id
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return value
+    return str(value) if isinstance(value, Path) else value

@@ -52,7 +52,7 @@ def test_every_task_has_one_line_that_says_its_outcome() -> None:
 
 
 def test_settings_that_the_readme_names_exist() -> None:
-    named = set(re.findall(r"`((?:ssh|knock|log|collector|geo|apache)_[a-z_]+)`", README))
+    named = set(re.findall(r"`((?:ssh|knock|log|collector|geo|apache|elastic|logstash)_[a-z_]+)`", README))
     assert named <= {*names(), "knockmap"} and len(named) >= 5
 
 

@@ -10,14 +10,14 @@ its state:
 
 In check mode it writes nothing at all. If the operator goes away it finishes the resource at hand and stops.
 
-    main → converge, undo → files, packages, rules, accounts, commands → facts → units → item → journal → paths → start → machine → wire
+    main → converge, undo → elastic, rest, files, packages, rules, accounts, commands → facts → units → item → journal → paths → start → machine → wire
 """
 
 from pathlib import Path
 
 MODULES = (
     *("wire", "machine", "start", "paths", "journal", "item", "units", "facts"),
-    *("files", "packages", "rules", "accounts", "commands"),
+    *("files", "packages", "rules", "accounts", "commands", "rest", "elastic"),
     *("converge", "undo", "main"),
 )
 

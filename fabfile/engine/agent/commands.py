@@ -7,6 +7,7 @@ from typing import Any
 from .facts import QUESTIONS, fact
 from .item import Item
 from .machine import must, run
+from .units import patiently
 from .wire import Failure, Have
 
 
@@ -21,7 +22,11 @@ class Command(Item):
         return {"done": run(*self.want["unless"]).returncode == 0}
 
     def apply(self, have: Have) -> None:
-        must(self.want["title"], *self.want["argv"])
+        returncode, said = patiently(self.want["id"], self.want["title"], tuple(self.want["argv"]))
+        if returncode:
+            raise Failure(
+                f"{self.want['title']}: `{' '.join(self.want['argv'])}` exited with {returncode}", said
+            )
 
     def unchanged_since(self, now: Have, after: Have) -> bool:
         return True
@@ -42,7 +47,7 @@ class Requirement(Item):
         return {"in_the_way": ""}
 
     def observe(self) -> Have:
-        return {"in_the_way": fact(self.want["fact"])}
+        return {"in_the_way": fact(self.want["fact"], *self.want["given"])}
 
     def require(self) -> None:
         if reason := self.observe()["in_the_way"]:

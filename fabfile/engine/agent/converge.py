@@ -8,15 +8,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import wire
+from . import elastic, wire
 from .accounts import User
 from .commands import Command, Requirement
-from .facts import UNITS, fact
+from .facts import FACTS, UNITS, fact
 from .files import Directory, File, Link, Secret
 from .item import Item, changed_ids, forget_observations
 from .journal import Journal
 from .machine import ask_ahead, at, forget_ahead, run
 from .packages import Package, apt_get, wait_for_locks
+from .rest import Rest
 from .rules import Rules
 from .units import Service, will_ask
 from .wire import Failure, Have, Want, emit
@@ -26,8 +27,9 @@ FREE_BYTES = 64 << 20  # a change is not begun with less than this on the disk
 
 KINDS: dict[str, type[Item]] = {
     kind.__name__.lower(): kind
-    for kind in (File, Directory, Link, Package, User, Service, Rules, Secret, Command, Requirement)
+    for kind in (File, Directory, Link, Package, User, Service, Rules, Secret, Command, Requirement, Rest)
 }
+FACTS.update(elastic.FACTS)
 
 
 TARGET = {"id": "target", "task": ""}  # stands for the machine itself where no resource is to blame
@@ -162,6 +164,8 @@ PHRASES = {  # key: (what is done when it shall not be, when it shall be)
     "user": ("", "new"),
     "present": ("", "new"),
     "done": ("", ""),
+    "unheld": ("hold", ""),
+    "document": ("", "content"),
 }
 
 
@@ -177,7 +181,9 @@ def preflight(job: dict[str, Any], wants: list[Want], journal: Journal) -> None:
                 f"the disk of {folder} has {free.f_bavail * free.f_frsize >> 20} MiB left and {needed >> 20} MiB are "
                 "needed, so nothing was touched; make room (see `df -h`) and run again"
             )
-    missing = [n for w in wants if w["kind"] == "package" for n in Package(w, journal).observe()["missing"]]
+    packages = [w for w in wants if w["kind"] == "package"]
+    # One of an exact version comes from a source, or a file, that this very run may bring.
+    missing = [n for w in packages for n in Package(w, journal).observe()["missing"] if "=" not in n]
     if not missing:
         return
     skew = time.time() - job.get("time", time.time())

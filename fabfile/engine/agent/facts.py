@@ -96,7 +96,7 @@ QUESTIONS = {
     "web_ports": ("ss", "-Hltnp"),
 }
 UNITS = {"ssh_owner": "ssh.socket"}  # those that facts depend on
-FACTS: dict[str, Callable[[], str]] = {
+FACTS: dict[str, Callable[..., str]] = {
     "logger": fact_logger,
     "log_owner": fact_log_owner,
     "ssh_owner": fact_ssh_owner,
@@ -105,13 +105,14 @@ FACTS: dict[str, Callable[[], str]] = {
     "apache": fact_apache,
     "apache_sites": fact_apache_sites,
 }
-facts: dict[str, str] = {}
+facts: dict[tuple[str, ...], str] = {}
 
 
-def fact(name: str) -> str:
-    if name not in facts:
-        facts[name] = FACTS[name]()
-    return facts[name]
+def fact(name: str, *given: str) -> str:
+    asked = (name, *given)
+    if asked not in facts:
+        facts[asked] = FACTS[name](*given)
+    return facts[asked]
 
 
 def secret_path(name: str) -> str:

@@ -99,26 +99,13 @@ class File(Item):
         )
 
     def receive(self, wanted: Have) -> None:
-        """Get a large file from the operator, on top of what an earlier run already got."""
-        sha256, size = self.want["blob"]["sha256"], self.want["blob"]["size"]
-        store("digests.json", load("digests.json", {}))  # makes our folders
-        os.makedirs(at(f"{STATE}/incoming"), 0o700, exist_ok=True)
-        part = at(f"{STATE}/incoming/{sha256}")
-        with open(part, "ab") as file:
-            emit("need", id=self.want["id"], sha256=sha256, offset=file.tell(), size=size)
-            while frame := read_frame(sys.stdin.buffer):
-                file.write(zlib.decompress(frame))
-            file.flush()
-            os.fsync(file.fileno())
-        if digest(part[len(machine.ROOT) :], os.stat(part)) != sha256:
-            os.unlink(part)
-            raise Failure(f"{self.want['path']} arrived damaged and was thrown away; run again")
+        part = receive(self.want["id"], self.want["blob"])
         own(part, wanted["mode"], wanted["owner"], wanted["group"])
         self.validate(part)
         os.rename(part, at(self.want["path"]))
         sync_folder(self.want["path"])
         info = os.stat(at(self.want["path"]))
-        mark = [info.st_ino, info.st_size, info.st_mtime_ns, sha256]
+        mark = [info.st_ino, info.st_size, info.st_mtime_ns, wanted["sha256"]]
         store("digests.json", {**load("digests.json", {}), self.want["path"]: mark})
 
     def diff(self, have: Have) -> str:
@@ -150,6 +137,24 @@ class File(Item):
             for copy in rotations(path):
                 os.unlink(copy)
         return put_back(path, before)
+
+
+def receive(id: str, blob: dict[str, Any], suffix: str = "") -> str:
+    """Get a large file from the operator, on top of what an earlier run already got; gives its path."""
+    sha256, size = blob["sha256"], blob["size"]
+    store("digests.json", load("digests.json", {}))  # makes our folders
+    os.makedirs(at(f"{STATE}/incoming"), 0o700, exist_ok=True)
+    part = at(f"{STATE}/incoming/{sha256}{suffix}")
+    with open(part, "ab") as file:
+        emit("need", id=id, sha256=sha256, offset=file.tell(), size=size)
+        while frame := read_frame(sys.stdin.buffer):
+            file.write(zlib.decompress(frame))
+        file.flush()
+        os.fsync(file.fileno())
+    if digest(part[len(machine.ROOT) :], os.stat(part)) != sha256:
+        os.unlink(part)
+        raise Failure(f"{blob.get('name', id)} arrived damaged and was thrown away; run again")
+    return part
 
 
 def rotations(path: str) -> list[str]:

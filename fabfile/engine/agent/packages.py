@@ -11,14 +11,15 @@ import time
 from typing import Any
 
 from . import wire
+from .files import receive
 from .item import Item, forget_observations, observed
-from .machine import ENVIRONMENT, at, read_text, run
+from .machine import ENVIRONMENT, at, must, read_text, run
 from .wire import Failure, Have, emit
 
 LOCK_SECONDS = 600  # how long we wait for apt, dpkg and another run of ours
 
 
-INSTALLED = ("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n")
+INSTALLED = ("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev} ${Version}\n")
 
 
 class Package(Item):
@@ -26,18 +27,35 @@ class Package(Item):
         return [INSTALLED]
 
     def wanted(self) -> Have:
-        return {"missing": []}
+        return {"missing": [], **({"unheld": []} if self.want["hold"] else {})}
 
     def observe(self) -> Have:
-        return {"missing": [name for name in self.want["names"] if name not in installed()]}
+        bare = [name.partition("=")[0] for name in self.want["names"]]
+        return {
+            "missing": [name for name in self.want["names"] if not is_installed(name)],
+            "unheld": [name for name in bare if name not in held()],
+        }
 
     def apply(self, have: Have) -> None:
+        if have["missing"]:
+            self.install(have["missing"])
+        if self.want["hold"]:
+            must("the packages were not held", "apt-mark", "hold", *self.observe()["unheld"])
+            forget_observations()
+
+    def install(self, missing: list[str]) -> None:
         entry = self.journal.entries[self.want["id"]]
         # Written down before apt runs, so that what comes with it is known also if we are killed meanwhile.
         entry.setdefault("former", sorted(installed()))
         self.journal.save()
-        refuse_removals(self.want["names"])
-        apt_get(self.want["id"], "install", *self.want["names"])
+        debs = [receive(self.want["id"], deb, f".{deb['name']}") for deb in self.want["debs"]]
+        names = debs or self.want["names"]
+        refuse_removals(names)
+        for unit in self.want["stops"] if any(n.partition("=")[0] in installed() for n in missing) else ():
+            run("systemctl", "stop", unit)  # it may not be there (yet)
+        apt_get(self.want["id"], "install", *names)
+        for deb in debs:
+            os.unlink(deb)
         forget_observations()
 
     def finish(self) -> None:
@@ -72,15 +90,34 @@ class Package(Item):
         return ""
 
 
+def dpkg() -> dict[str, tuple[str, str]]:
+    """name -> (state such as "ii", or "hi" where it is held; version) of all that is installed."""
+    if "dpkg" not in observed:
+        lines = (line.split() for line in run(*INSTALLED).stdout.splitlines())
+        observed["dpkg"] = {
+            words[0]: (words[1], words[2]) for words in lines if len(words) == 3 and words[1][1:] == "i"
+        }
+    return observed["dpkg"]  # type: ignore[no-any-return]
+
+
 def installed() -> set[str]:
-    if "installed" not in observed:
-        lines = run(*INSTALLED).stdout.splitlines()
-        observed["installed"] = {line.split()[0] for line in lines if line.split()[1:] == ["ii"]}
-    return observed["installed"]  # type: ignore[no-any-return]
+    return set(dpkg())
+
+
+def held() -> set[str]:
+    return {name for name, (state, _) in dpkg().items() if state[0] == "h"}
+
+
+def is_installed(name: str) -> bool:
+    """True for a `name`, or exactly a `name=version`, that is there."""
+    name, _, version = name.partition("=")
+    return name in dpkg() and version in ("", dpkg()[name][1])
 
 
 def refuse_removals(names: list[str]) -> None:
-    plan = run("apt-get", "-s", "install", "--no-install-recommends", *names).stdout
+    plan = run(
+        "apt-get", "-s", "install", "--no-install-recommends", "--allow-change-held-packages", *names
+    ).stdout
     if removed := re.findall(r"^Remv (\S+)", plan, re.M):
         raise Failure(
             f"installing {' '.join(names)} would remove {' '.join(removed)}, so nothing was installed; "
@@ -102,6 +139,18 @@ APT_CAUSES = (  # what apt prints -> what it means to the operator
     (
         r"Network is unreachable|[Cc]onnection timed out|Unable to connect to (\S+)|Could not connect to (\S+)",
         "the target does not reach its apt archive: check its network, or its sources in /etc/apt",
+    ),
+    (
+        r"Version '(\S+)' for '(\S+)' was not found",
+        "its apt sources have no version {0} of {1}: check the setting and /etc/apt/sources.list.d",
+    ),
+    (
+        r"NO_PUBKEY|is not signed|is not bound|couldn't be verified|EXPKEYSIG|No good signature",
+        "an apt source is not signed by the key that it shall be signed by, so it is not trusted",
+    ),
+    (
+        r"403 +Forbidden",
+        "the apt archive refuses this target (some countries are): set an own mirror, or bring the .deb files",
     ),
     (r"Unable to locate package (\S+)", "its apt sources have no package {0}: check /etc/apt/sources.list.d"),
 )
@@ -141,9 +190,13 @@ def apt_run(id: str, *argv: str) -> tuple[int, str]:
         "-o",
         f"DPkg::Lock::Timeout={LOCK_SECONDS}",
         "-o",
+        "Dpkg::Options::=--force-confdef",
+        "-o",
         "Dpkg::Options::=--force-confold",
     )
-    extra = ("--no-install-recommends",) if argv[0] == "install" else ("-o", "Acquire::Retries=1")
+    # What we hold is ours to move; a lower version still is refused.
+    install = ("--no-install-recommends", "--allow-change-held-packages")
+    extra = install if argv[0] == "install" else ("-o", "Acquire::Retries=1")
     process = subprocess.Popen(
         ["apt-get", *options, *extra, *argv],
         stdin=subprocess.DEVNULL,
@@ -157,6 +210,8 @@ def apt_run(id: str, *argv: str) -> tuple[int, str]:
     lines = []
     assert process.stdout is not None
     for line in process.stdout:
+        if "password" in line.lower():
+            continue  # Elasticsearch's package prints one, and nobody shall see it
         lines.append(line)
         emit("progress", id=id, text=f"apt-get {argv[0]}: {line.strip()[:100]}")
     return process.wait(), "".join(lines)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterable
 from typing import Any
 
+from . import wire
 from .item import Item, changed_ids, forget_observations, observed
 from .journal import Journal
-from .machine import must, run
-from .wire import Failure, Have
+from .machine import begin, must, run
+from .wire import Failure, Have, emit
+
+READY_SECONDS = 600  # a small machine needs minutes for a JVM
 
 asked_units: list[str] = []  # those of this job and of the journal: one question is about all of them
 
@@ -71,9 +75,9 @@ class Service(Item):
         run(
             "systemctl", "reset-failed", unit
         )  # five quick restarts in an earlier run must not refuse this one
-        done = run("systemctl", verb, unit)
-        if done.returncode:
-            raise Failure(f"systemctl {verb} {unit} failed", done.stderr + last_words(unit))
+        returncode, said = patiently(self.want["id"], f"{verb} of {unit}", ("systemctl", verb, unit))
+        if returncode:
+            raise Failure(f"systemctl {verb} {unit} failed", said + last_words(unit) + self.reasons())
 
     def settle(self) -> None:
         """Look for a moment: a unit that fails in its first second must not count as running."""
@@ -82,12 +86,31 @@ class Service(Item):
             state = run("systemctl", "show", "-P", "SubState", self.want["unit"]).stdout.strip()
             if state in ("auto-restart", "failed"):
                 raise Failure(
-                    f"{self.want['unit']} ends as soon as it is started", last_words(self.want["unit"])
+                    f"{self.want['unit']} ends as soon as it is started",
+                    last_words(self.want["unit"]) + self.reasons(),
                 )
             quiet = 0 if state in ("start", "start-pre", "start-post", "stop", "reload") else quiet + 1
             if quiet == 6:
-                return
+                break
             time.sleep(0.1)
+        if self.want["ready"]:
+            self.await_work()
+
+    def await_work(self) -> None:
+        """Wait until the unit does its work, and say meanwhile how far it is."""
+        unit, begun, starts = self.want["unit"], time.monotonic(), restarts(self.want["unit"])
+        while (done := run(*self.want["ready"])).returncode:
+            words = (done.stdout + done.stderr).strip().splitlines() or ["no word yet"]
+            waited = time.monotonic() - begun
+            emit("progress", id=self.want["id"], text=f"{unit}, {waited:.0f} s: {words[-1][:100]}")
+            failed = restarts(unit) >= starts + 2 or units_state(unit) == "failed"
+            if failed or waited > READY_SECONDS or wire.gone:
+                why = "is started again and again" if failed else f"does not work after {waited:.0f} s"
+                raise Failure(f"{unit} {why}: {words[-1]}", last_words(unit) + self.reasons())
+            time.sleep(1)
+
+    def reasons(self) -> str:
+        return run(*self.want["why"]).stdout if self.want["why"] else ""
 
     def unchanged_since(self, now: Have, after: Have) -> bool:
         return True  # a unit that the operator stopped himself is no edit that could be lost
@@ -102,6 +125,29 @@ class Service(Item):
             must(f"{unit}", "systemctl", "start" if before["running"] else "stop", unit)
         forget_observations()
         return ""
+
+
+def patiently(id: str, what: str, argv: tuple[str, ...]) -> tuple[int, str]:
+    """Run a program that may take minutes, with a word on it every few seconds: (exit status, what it said)."""
+    begun, process = time.monotonic(), begin(argv)
+    if isinstance(process, str):
+        return 127, process
+    while True:
+        try:
+            out, err = process.communicate(timeout=3)
+            return process.returncode, out + err
+        except subprocess.TimeoutExpired:
+            emit("progress", id=id, text=f"{what}, {time.monotonic() - begun:.0f} s")
+
+
+def restarts(unit: str) -> int:
+    """How often systemd started the unit again by itself."""
+    said = run("systemctl", "show", "-P", "NRestarts", unit).stdout.strip()
+    return int(said) if said.isdigit() else 0
+
+
+def units_state(unit: str) -> str:
+    return run("systemctl", "show", "-P", "ActiveState", unit).stdout.strip()
 
 
 def last_words(unit: str) -> str:

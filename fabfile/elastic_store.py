@@ -1,0 +1,108 @@
+"""Elasticsearch on the box itself: one node on loopback, closed by TLS and accounts, with its templates before the first document."""
+
+from __future__ import annotations
+
+import json
+
+from fabfile import elastic_source
+from fabfile.engine.resources import (
+    ROOT,
+    Command,
+    Directory,
+    File,
+    Requirement,
+    Resource,
+    Rest,
+    Service,
+    render,
+)
+from fabfile.iptables_log import PROGRAMS
+from fabfile.settings import Settings
+
+FOLDER = "/usr/local/lib/knockmap/install_elk"
+# In order of need: the first is the client that the others call.
+PROGRAM_FILES = ("elasticsearch.py", "security.py", "data_stream.py", "units.py", "logstash.py")
+SECURITY, DATA_STREAM, UNITS, LOGSTASH = (f"{FOLDER}/{name}" for name in PROGRAM_FILES[1:])
+ETC, PORT = "/etc/elasticsearch", 9200
+CA = f"{ETC}/certs/http_ca.crt"
+UNIT = "elasticsearch.service"
+
+
+def programs() -> list[Resource]:
+    """What runs on the target, for this task and for Kibana's."""
+    files = (
+        File(f"{FOLDER}/{name}", text=render(f"install_elk/{name}"), mode=0o755) for name in PROGRAM_FILES
+    )
+    return [PROGRAMS, Directory(FOLDER), *files]
+
+
+def requirements(settings: Settings) -> list[Resource]:
+    """What must hold before anything changes. Kibana's part is asked for here, since it is in the memory maths."""
+    names = ("elasticsearch", "kibana", "logstash")
+    return [
+        Requirement("elastic_machine"),
+        Requirement("elastic_memory", given=(str(settings.elastic_heap), "here")),
+        Requirement(
+            "elastic_disk", given=tuple(elastic_source.versioned(settings, name) for name in names[::2])
+        ),
+        Requirement("elastic_ports", given=("9200", "9300", "5601", "9600")),
+        Requirement("elastic_versions", given=(settings.elastic_version, *names)),
+    ]
+
+
+def owned(path: str, template: str, **values: object) -> File:
+    """A file of ours among Elasticsearch's, with the rights that its package gives them."""
+    return File(path, text=render(template, **values), mode=0o660, group="elasticsearch")
+
+
+def service(settings: Settings, *files: Resource) -> Service:
+    return Service(
+        UNIT,
+        restart_on=(elastic_source.package(settings, "elasticsearch"), *files),
+        ready=(UNITS, "ready", "elasticsearch"),
+        why=(UNITS, "why", "elasticsearch"),
+    )
+
+
+def document(path: str, name: str, answer: tuple[str | int, ...], **more: object) -> Rest:
+    """A document of files/install_elk/, with `more` in the place of the keys of that name in its template."""
+    content = json.loads((ROOT / "files" / "install_elk" / name).read_text(encoding="utf-8"))
+    if more:
+        content["template"].update(more)
+    return Rest(path, json.dumps(content), answer, PORT, CA, "elastic", "elastic_password")
+
+
+def documents(settings: Settings) -> list[Resource]:
+    """The templates, those of which others are composed first."""
+    component = ("component_templates", 0, "component_template")
+    lifecycle = {"enabled": True, "data_retention": f"{settings.elastic_retention_days}d"}
+    return [
+        document("/_component_template/knockmap-mappings", "mappings.json", component),
+        document("/_component_template/knockmap-settings", "settings.json", component),
+        document(
+            "/_index_template/knockmap",
+            "template.json",
+            ("index_templates", 0, "index_template"),
+            lifecycle=lifecycle,
+        ),
+    ]
+
+
+def resources(settings: Settings) -> list[Resource]:
+    """In order of application. The package sets up TLS by itself and starts nothing; nothing listens before our files are there."""
+    heap = settings.elastic_heap or "@@fact.elasticsearch_heap@@"
+    options = owned(f"{ETC}/jvm.options.d/knockmap.options", "install_elk/jvm.options.j2", heap=heap)
+    config = owned(f"{ETC}/elasticsearch.yml", "install_elk/elasticsearch.yml")
+    return [
+        elastic_source.package(settings, "elasticsearch"),
+        *(options, config, service(settings, options, config)),
+        Command(
+            "accounts of Elasticsearch",
+            (SECURITY, "ensure"),
+            unless=(SECURITY, "check"),
+            undo=(SECURITY, "remove"),
+        ),
+        *documents(settings),
+        Command("the data stream follows its template", (DATA_STREAM, "roll"), unless=(DATA_STREAM, "check")),
+        Command("Elasticsearch is healthy", (UNITS, "heal"), unless=(UNITS, "healthy")),
+    ]

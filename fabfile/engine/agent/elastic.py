@@ -1,0 +1,204 @@
+"""What only the target knows of Elastic's stack on it: whether it fits there, and how much memory each part takes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .facts import QUESTIONS
+from .journal import Journal
+from .machine import at, read_text, run
+from .packages import dpkg, is_installed
+from .wire import emit
+
+DISK_MIB = 4096  # the three packages, unpacked beside their archives
+BESIDE_MIB = 1500  # what three JVM-sized programs take outside of their heaps, and the system itself
+LEAST_MAPS = 262_144  # below this, Elasticsearch runs out of maps for the files that it maps
+ARCHITECTURES = ("x86_64", "aarch64")
+UNITS = {"9200": "elasticsearch", "9300": "elasticsearch", "5601": "kibana", "9600": "logstash"}
+UNPACKED = "/usr/share/elasticsearch"
+DATA = "/var/lib/elasticsearch"
+
+
+class Heaps(NamedTuple):
+    """MiB of heap for each of the three."""
+
+    elasticsearch: int
+    logstash: int
+    kibana: int
+
+
+def heaps(memory: int, elastic_heap: int = 0) -> Heaps:
+    """What fits a box with `memory` MiB, of which a provider's "4 GB" are at least 3.7 GiB, and so on."""
+    if memory < 7000:
+        by_memory = Heaps(1024, 512, 704)
+    elif memory < 14_500:
+        by_memory = Heaps(2048, 768, 1024)
+    else:
+        by_memory = Heaps(4096, 1024, 1400)
+    return by_memory._replace(elasticsearch=elastic_heap) if elastic_heap else by_memory
+
+
+def needed(wanted: Heaps, place: str) -> int:
+    """MiB of memory that a box must have; `place` is "here", or "elsewhere" where Logstash is alone on it."""
+    return sum(wanted) + BESIDE_MIB if place == "here" else wanted.logstash + BESIDE_MIB // 2
+
+
+def memory() -> int:
+    """MiB that this machine may use: a container can be given less than its host has."""
+    found = re.search(r"^MemTotal:\s+(\d+) kB", read_text("/proc/meminfo"), re.M)
+    total = int(found[1]) >> 10 if found else 0
+    limit = read_text("/sys/fs/cgroup/memory.max").strip()
+    return min(total, int(limit) >> 20) if limit.isdigit() else total
+
+
+def fact_elastic_memory(elastic_heap: str, place: str) -> str:
+    wanted = heaps(memory(), int(elastic_heap))
+    need, have = needed(wanted, place), memory()
+    if have >= need:
+        return ""
+    least = needed(wanted._replace(elasticsearch=256), place)
+    smaller = f", or set elastic_heap below its {wanted.elasticsearch}" if least <= have else ""
+    return (
+        f"{have / 1024:.1f} GiB of memory, needs {need / 1024:.1f}: use `stack = embedded`{smaller}, or take a "
+        "larger box"
+    )
+
+
+def fact_elastic_disk(*packages: str) -> str:
+    """Asked only until the packages are there."""
+    if all(map(is_installed, packages)):
+        return ""
+    for folder in ("/usr", "/var/lib"):
+        free = os.statvfs(at(folder))
+        mib = free.f_bavail * free.f_frsize >> 20
+        if mib < DISK_MIB:
+            return (
+                f"{mib / 1024:.1f} GiB free on the disk of {folder}, needs {DISK_MIB / 1024:.1f}: make room "
+                "(see `df -h`), or use `stack = embedded`"
+            )
+    return ""
+
+
+def fact_elastic_machine() -> str:
+    machine, kernel = os.uname().machine, os.uname().release
+    if machine not in ARCHITECTURES:
+        return f"this CPU is {machine}, and Elastic has packages for {' and '.join(ARCHITECTURES)} only: use `stack = embedded`"
+    if tuple(map(int, re.findall(r"\d+", kernel)[:2])) < (3, 10):
+        return f"kernel {kernel} ({container() or 'no container'}) is too old for Elastic's Java: use `stack = embedded`"
+    return ""
+
+
+def container() -> str:
+    """Which kind of container this is, such as "docker", "lxc" or "openvz"; empty on a machine of its own."""
+    said = run("systemd-detect-virt", "--container").stdout.strip()
+    return "" if said == "none" else said
+
+
+def fact_elastic_ports(*ports: str) -> str:
+    """Who else holds a port that Elastic's programs need; empty if nobody does."""
+    for line in run(*QUESTIONS["web_ports"]).stdout.splitlines():
+        port = line.split()[3].rpartition(":")[2]
+        holders = re.findall(r'"([^"]+)",pid=(\d+)', line) if port in ports else []
+        for name, pid in holders:
+            if f"/{UNITS[port]}.service" not in read_text(f"/proc/{pid}/cgroup"):
+                return (
+                    f"port {port} is taken by {name} (process {pid}), and {UNITS[port].capitalize()} needs it; stop "
+                    "and disable that first, or move it to another port"
+                )
+    return ""
+
+
+def fact_elastic_versions(version: str, *names: str) -> str:
+    """What is installed already and cannot become `version` by an upgrade of ours; empty if all can."""
+    ours = {name for e in Journal().entries.values() for name in e["want"].get("names", ())}
+    known = {name.partition("=")[0] for name in ours}
+    for name in names:
+        if name not in dpkg():
+            continue
+        there = dpkg()[name][1]
+        if name not in known:
+            return (
+                f"{name} {there} is installed, and not by knockmap: ship to it (elastic_hosts), or purge it first "
+                "if nobody needs it"
+            )
+        if numbers(there)[0] != numbers(version)[0]:
+            return (
+                f"{name} {there} is of another major version than elastic_version = {version}: purge it first"
+            )
+        if numbers(there) > numbers(version):
+            return (
+                f"{name} {there} is installed and elastic_version = {version} is lower: Elastic's data cannot go "
+                f"back, so set elastic_version = {'.'.join(map(str, numbers(there)))}"
+            )
+    return remains() if "elasticsearch" in names and "elasticsearch" not in dpkg() else ""
+
+
+def remains() -> str:
+    """Data without their server: its package would not set up security beside them."""
+    folder = at(DATA)
+    if os.path.isdir(folder) and os.listdir(folder):
+        return f"{DATA} holds data of an Elasticsearch that is not there any more: move them away"
+    return ""
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """(9, 5, 2) of 9.5.2 and of logstash's 1:9.5.2-1."""
+    return tuple(map(int, re.findall(r"\d+", version.partition(":")[2] or version)[:3]))
+
+
+def fact_elastic_sources(ours: str, url: str) -> str:
+    """Another entry of apt's for the same archive, of which apt would complain at every run."""
+    folder = "/etc/apt/sources.list.d"
+    names = sorted(os.listdir(at(folder))) if os.path.isdir(at(folder)) else []
+    for path in ("/etc/apt/sources.list", *(f"{folder}/{name}" for name in names)):
+        lines = [line for line in read_text(path).splitlines() if not line.lstrip().startswith("#")]
+        if path != ours and any(url.rstrip("/") in line for line in lines):
+            return f"{path} names {url} too, and apt wants each archive once: remove that entry"
+    return ""
+
+
+def fact_elasticsearch_modules() -> str:
+    """Settings of modules that need memory or call home. One whose module is not there would end the start."""
+    settings = {
+        "x-pack-ml": "xpack.ml.enabled: false",
+        "ingest-geoip": "ingest.geoip.downloader.enabled: false",
+    }
+    modules = at(f"{UNPACKED}/modules")
+    there = os.listdir(modules) if os.path.isdir(modules) else list(settings)  # to come
+    return "\n".join(line for module, line in settings.items() if module in there) or "# (none of them here)"
+
+
+def fact_elasticsearch_mmap() -> str:
+    """A container's host can forbid the number of maps that Elasticsearch's package asks the kernel for."""
+    found = read_text("/proc/sys/vm/max_map_count").strip()
+    if not found.isdigit() or int(found) >= LEAST_MAPS:
+        return "# vm.max_map_count suffices: files are mapped."
+    where = container()
+    line = "node.store.allow_mmap: false"
+    if line not in read_text("/etc/elasticsearch/elasticsearch.yml"):
+        emit(
+            "notice",
+            text=f"vm.max_map_count is {found}"
+            + (f", and in this container ({where}) it is the host's to set" if where else "")
+            + f", so Elasticsearch does not map its files ({line})",
+        )
+    return line
+
+
+FACTS: dict[str, Callable[..., str]] = {
+    "elasticsearch_heap": lambda: str(heaps(memory()).elasticsearch),
+    "logstash_heap": lambda: str(heaps(memory()).logstash),
+    "kibana_heap": lambda: str(heaps(memory()).kibana),
+    "elasticsearch_ca": lambda: read_text("/etc/elasticsearch/certs/http_ca.crt"),
+    "elasticsearch_modules": fact_elasticsearch_modules,
+    "elasticsearch_mmap": fact_elasticsearch_mmap,
+    "elastic_memory": fact_elastic_memory,
+    "elastic_disk": fact_elastic_disk,
+    "elastic_machine": fact_elastic_machine,
+    "elastic_ports": fact_elastic_ports,
+    "elastic_versions": fact_elastic_versions,
+    "elastic_sources": fact_elastic_sources,
+}

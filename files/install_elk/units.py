@@ -1,0 +1,149 @@
+#!/usr/bin/python3 -Bs
+"""On the target: whether Elastic's units do their work, and what hinders one that does not.
+
+ready NAME    succeed as soon as elasticsearch (logstash, kibana) answers; else one line on how far it is
+why NAME      the usual causes, looked at: memory, rights, port; and the program's own last complaints
+healthy       succeed if Elasticsearch has all of our data
+heal          give it a minute for that, and say what is missing
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+from elasticsearch import DATA_STREAMS, Unreachable, call
+
+PORTS = {"elasticsearch": ("9200", "9300"), "logstash": ("9600",), "kibana": ("5601",)}
+READS = {
+    "elasticsearch": (
+        "/etc/elasticsearch/elasticsearch.yml",
+        "/etc/elasticsearch/elasticsearch.keystore",
+        "/etc/elasticsearch/certs/*",
+        "/etc/elasticsearch/jvm.options.d/*",
+    ),
+    "logstash": (
+        "/etc/logstash/logstash.yml",
+        "/etc/logstash/conf.d/*",
+        "/etc/logstash/certs/*",
+        "/etc/logstash/patterns/*",
+    ),
+    "kibana": ("/etc/kibana/kibana.yml", "/etc/kibana/certs/*"),
+}
+LOGS = {
+    "elasticsearch": "/var/log/elasticsearch/knockmap.log",
+    "logstash": "/var/log/logstash/logstash-plain.log",
+    "kibana": "/var/log/kibana/kibana.log",
+}
+
+
+def run(*argv: str) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    return done.stdout
+
+
+def elasticsearch() -> str:
+    """Empty as soon as it answers, be it that it wants a password."""
+    try:
+        call("GET", "/", auth="none", timeout=5)
+    except Unreachable as error:
+        return str(error)
+    return ""
+
+
+def logstash() -> str:
+    """Empty as soon as the pipeline runs; its API is there before."""
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:9600/_node/pipelines", timeout=5) as answer:
+            pipelines = json.load(answer).get("pipelines", {})
+    except (OSError, ValueError) as error:
+        return f"no answer on port 9600 yet ({error})"
+    return "" if "main" in pipelines else "no pipeline runs yet"
+
+
+def kibana() -> str:
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:5601/kibana/api/status", timeout=10) as answer:
+            level = json.load(answer)["status"]["overall"]["level"]
+    except urllib.error.HTTPError as error:
+        return f"Kibana is not ready yet ({error.code})"
+    except (OSError, ValueError, KeyError) as error:
+        return f"no answer on port 5601 yet ({error})"
+    return "" if level == "available" else f"Kibana is {level}"
+
+
+READY = {"elasticsearch": elasticsearch, "logstash": logstash, "kibana": kibana}
+
+
+def why(name: str) -> Iterator[str]:
+    yield from complaints(name)
+    yield from memory(name)
+    yield from rights(name)
+    yield from ports(name)
+
+
+def complaints(name: str) -> Iterator[str]:
+    """The last errors in the program's own log."""
+    try:
+        with open(LOGS[name], encoding="utf-8", errors="replace") as file:
+            lines = [line.strip() for line in file.readlines()[-400:]]
+    except OSError:
+        return
+    yield from (line[:300] for line in lines if re.search(r"\bERROR\b|\bFATAL\b|fatal exception", line))
+
+
+def memory(name: str) -> Iterator[str]:
+    if run("systemctl", "show", "-P", "Result", f"{name}.service").strip() == "oom-kill":
+        yield "memory: the kernel ended it for want of memory; set elastic_heap lower, or take a larger box"
+    with open("/proc/meminfo", encoding="ascii") as file:
+        found = re.search(r"^MemAvailable:\s+(\d+)", file.read(), re.M)
+    free = int(found[1]) >> 10 if found else 0
+    yield f"memory: {free} MiB available" + (", which is little for a JVM" if free < 600 else "")
+
+
+def rights(name: str) -> Iterator[str]:
+    for path in (path for pattern in READS[name] for path in sorted(glob.glob(pattern))):
+        argv = ("runuser", "-u", name, "--", "test", "-r", path)
+        if subprocess.run(argv, capture_output=True, check=False).returncode:
+            yield f"rights: user {name} cannot read {path}"
+    foreign = run("find", f"/var/lib/{name}", f"/var/log/{name}", "!", "-user", name).split()
+    if foreign:
+        yield f"rights: {foreign[0]} does not belong to {name} (a run as root left it?): chown it"
+
+
+def ports(name: str) -> Iterator[str]:
+    for line in run("ss", "-Hltnp").splitlines():
+        words = line.split()
+        if words[3].rpartition(":")[2] in PORTS[name]:
+            yield f"port: {words[3]} is held by {words[-1][:80]}"
+
+
+def health(patience: str) -> str:
+    """Empty if the cluster is there and our data are whole; a copy less of somebody else's index is not our matter."""
+    path = f"/_cluster/health/{DATA_STREAMS}?wait_for_status=green&timeout={patience}"
+    answer = call("GET", path, timeout=120)[1]
+    status = answer.get("status") if isinstance(answer, dict) else None
+    return "" if status == "green" else f"the health of {DATA_STREAMS} is {status or answer}"
+
+
+def main() -> None:
+    verb, *words = sys.argv[1:]
+    if verb == "why":
+        print("\n".join(list(why(words[0]))[-9:]))
+        return
+    try:
+        unmet = READY[words[0]]() if verb == "ready" else health("1s" if verb == "healthy" else "60s")
+    except Unreachable as error:
+        unmet = str(error)
+    if unmet:
+        raise SystemExit(unmet)
+
+
+if __name__ == "__main__":
+    main()
