@@ -36,12 +36,12 @@ def check(c: Context) -> None:
         "types": "mypy --no-error-summary",
     }
     failed = [name for name, command in commands.items() if not run(c, command)]
-    # A target's programs import their neighbours by bare name; the dashboard also the collector's tables.
+    # A target's programs import their neighbours by bare name; some also those of the embedded stack.
     folders = sorted({str(path.parent.relative_to(HERE)) for path in HERE.glob("files/*/*.py")})
     failed += [
         f"types of {at}"
         for at in folders
-        if not run(c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=f"{at}:files/collector")
+        if not run(c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=f"{at}:files/collector:files/dashboard")
     ]
     if failed:
         raise Exit(f"check: no ({', '.join(failed)})", code=1)

@@ -9,7 +9,7 @@ from fabric import Connection  # type: ignore[import-untyped]
 from invoke.collection import Collection
 
 import fabfile.engine  # noqa: F401 - before all others of ours, since it lets Python keep what it compiles
-from fabfile import doctor, export, scanners, users
+from fabfile import doctor, export, migrate, scanners, users
 from fabfile.engine import fleet
 from fabfile.engine.converge import undo as put_back
 from fabfile.engine.converge import while_connecting
@@ -94,7 +94,7 @@ def undo(
 
 
 ns = Collection(deploy, undo)
-for module in (*modules.values(), scanners, export, doctor):
+for module in (*modules.values(), scanners, export, migrate, doctor):
     for found in vars(module).values():
         if isinstance(found, fleet.HostTask) and found.name not in ns.task_names:
             ns.add_task(found)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from fabric import Connection  # type: ignore[import-untyped]
 
-from fabfile import collector, dashboard, install_elk
+from fabfile import collector, dashboard, elastic_store
 from fabfile.engine.errors import HostError, UsageError
 from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.root_channel import RootChannel
 from fabfile.scanners import of_stack, span, thin
 
 FORMATS = ("csv", "ndjson")
-PROGRAMS = {"elastic": f"{install_elk.FOLDER}/export.py", "embedded": f"{dashboard.FOLDER}/export.py"}
+PROGRAMS = {"elastic": f"{elastic_store.FOLDER}/export.py", "embedded": f"{dashboard.FOLDER}/export.py"}
 
 
 @host_task(

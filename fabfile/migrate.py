@@ -7,10 +7,10 @@ from typing import Any
 
 from fabric import Connection  # type: ignore[import-untyped]
 
+from fabfile.elastic_store import FOLDER
 from fabfile.engine.errors import HostError
 from fabfile.engine.fleet import host_task
 from fabfile.engine.root_channel import RootChannel
-from fabfile.install_elk import FOLDER
 from fabfile.scanners import thin
 
 PROGRAM = ("/usr/bin/python3", "-B", f"{FOLDER}/migrate.py")
@@ -35,7 +35,9 @@ def migrate(c: Connection) -> str:
         status = channel.exit_status()
     if status or "found" not in found:
         said = complaint.decode(errors="replace").strip()[-400:]
-        raise HostError(f"{c.original_host}: {said}\nIs stack = elastic deployed there? `fab -H … deploy` brings it.")
+        raise HostError(
+            f"{c.original_host}: {said}\nIs stack = elastic deployed there? `fab -H … deploy` brings it."
+        )
     return text(str(c.original_host), **found)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fabric import Connection  # type: ignore[import-untyped]
 
-from fabfile import collector, install_elk
+from fabfile import collector, elastic_store
 from fabfile.engine.errors import HostError, UsageError
 from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.transport import ask
@@ -16,7 +16,7 @@ from fabfile.settings import Settings
 
 SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 LONGEST = 10 * 365 * 86400
-FOLDERS = {"elastic": install_elk.FOLDER, "embedded": collector.FOLDER}
+FOLDERS = {"elastic": elastic_store.FOLDER, "embedded": collector.FOLDER}
 # Of two programs the first one that is there: a host may have another stack than the operator's settings say.
 EITHER = (
     'for program in "$1" "$2"; do [ ! -e "$program" ] || { shift 2; exec /usr/bin/python3 -B "$program" "$@"; }; done; '
@@ -36,7 +36,9 @@ def scanners(c: Connection, since: str = "24h", rows: int = 10, json: bool = Fal
     if rows < 1:
         raise UsageError(f"--rows {rows}: must be 1 or more")
     words = ("--seconds", str(span(since)), "--limit", str(rows))
-    status, out, error = ask(c, of_stack(settings(c), {s: f"{f}/scanners.py" for s, f in FOLDERS.items()}, *words))
+    status, out, error = ask(
+        c, of_stack(settings(c), {s: f"{f}/scanners.py" for s, f in FOLDERS.items()}, *words)
+    )
     if status:
         raise HostError(
             f"{c.original_host}: {error.decode(errors='replace').strip()[-300:]}\n"

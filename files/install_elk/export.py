@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from events import compact, epoch, field, network_of, now, pages, told
+from documents import compact, epoch, field, network_of, now, pages, told
 from query import query
 
 COLUMNS = {

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from elasticsearch import Unreachable
-from events import SearchError, search
+from documents import SearchError, search
 
 DATABASE = "/var/lib/knockmap/collector/knockmap.db"
 REPLAY = "/var/lib/knockmap/replay"
@@ -82,14 +82,20 @@ def say(**what: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--db", default=DATABASE)
     path = parser.parse_args().db
     if not os.path.exists(path):
         sys.exit(f"{path} is not there: the embedded stack has stored nothing on this host")
-    free = shutil.disk_usage(REPLAY).free - 6 * os.path.getsize(path)  # raw lines are five times their database
+    free = shutil.disk_usage(REPLAY).free - 6 * os.path.getsize(
+        path
+    )  # raw lines are five times their database
     if free < ROOM:
-        sys.exit(f"the disk of {REPLAY} has {-(free - ROOM) >> 20} MiB too little for the lines; make room first")
+        sys.exit(
+            f"the disk of {REPLAY} has {-(free - ROOM) >> 20} MiB too little for the lines; make room first"
+        )
     replayed = f"{REPLAY}/{int(time.time())}.log"
     try:
         count, ids = write(stored(sqlite3.connect(f"file:{path}?mode=ro", uri=True)), replayed)

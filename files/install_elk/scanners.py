@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import countries
-from events import SCANS, built, clauses, compact, network_of, now, search, told
+from documents import SCANS, built, clauses, compact, network_of, now, search, told
 from query import Query
 
 PIPELINE = "/etc/logstash/conf.d/knockmap-*.conf"
@@ -26,10 +26,16 @@ BUCKETS = 10_000  # addresses in one answer
 def sources(asked: Query) -> Iterator[tuple[str, str, str, int]]:
     """(address, country, city, number of SYNs) of every source: all sums come of these, so they are exact."""
     fields = {"address": "source.ip", **PLACE}
-    by = [{name: {"terms": {"field": path, "missing_bucket": name in PLACE}}} for name, path in fields.items()]
+    by = [
+        {name: {"terms": {"field": path, "missing_bucket": name in PLACE}}} for name, path in fields.items()
+    ]
     composite: dict[str, Any] = {"size": BUCKETS, "sources": by}
     while True:
-        body = {"size": 0, "query": {"bool": {"filter": clauses(asked)}}, "aggs": {"all": {"composite": composite}}}
+        body = {
+            "size": 0,
+            "query": {"bool": {"filter": clauses(asked)}},
+            "aggs": {"all": {"composite": composite}},
+        }
         found = search(body)["aggregations"]["all"]
         for bucket in found["buckets"]:
             key = bucket["key"]

@@ -53,7 +53,9 @@ def run(script: str, mounts: Mounts) -> None:
             remove=True,
         )
     except ContainerError as error:
-        text = (error.stderr or b"").decode(errors="replace") if isinstance(error.stderr, bytes) else str(error)
+        text = (
+            (error.stderr or b"").decode(errors="replace") if isinstance(error.stderr, bytes) else str(error)
+        )
         raise images.BoxError(f"builder/{script} failed:\n{text[-1500:]}") from None
 
 
@@ -108,4 +110,3 @@ def wheels(packed: list[Path], to: Path) -> None:
     for path in packed:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(to)
-

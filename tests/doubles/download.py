@@ -53,7 +53,9 @@ def go_on(url: str, part: Path) -> str:
             with part.open("ab" if answer.status == 206 else "wb") as file:
                 while block := answer.read(BLOCK):
                     file.write(block)
-            wanted = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get("Content-Length")
+            wanted = answer.headers.get("Content-Range", "").rpartition("/")[2] or answer.headers.get(
+                "Content-Length"
+            )
             return "" if part.stat().st_size == int(wanted) else "the connection ended too early"
     except urllib.error.HTTPError as error:
         # 416: nothing is missing.

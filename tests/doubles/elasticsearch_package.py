@@ -73,7 +73,9 @@ def placed(name: str, content: bytes, executable: int) -> Entry:
 def edited(name: str, content: bytes) -> bytes:
     for old, new in EDITS.get(name, {}).items():
         if content.count(old.encode()) != 1:
-            raise ValueError(f"{name} of the zip does not have {old!r} exactly once: look at what this version changed")
+            raise ValueError(
+                f"{name} of the zip does not have {old!r} exactly once: look at what this version changed"
+            )
         content = content.replace(old.encode(), new.encode())
     return content
 

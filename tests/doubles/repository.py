@@ -1,7 +1,7 @@
 """The apt repository of DOUBLES: elasticsearch, kibana, logstash in one version, built, signed, and served to the boxes.
 
-    python -m tests.doubles.repository [VERSION]            builds it; prints its folder
-    python -m tests.doubles.repository --serve [VERSION]    and serves it until Ctrl-C
+python -m tests.doubles.repository [VERSION]            builds it; prints its folder
+python -m tests.doubles.repository --serve [VERSION]    and serves it until Ctrl-C
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ def package(name: str, version: str) -> Path:
     found = cache() / f"{name}_{version}_{architecture}_{source_hash(name)}.deb"
     if not found.exists():
         part = found.with_suffix(".part")
-        part.write_bytes(deb.build(control(name, version, architecture), scripts(name), contents(name, version, architecture)))
+        part.write_bytes(
+            deb.build(
+                control(name, version, architecture), scripts(name), contents(name, version, architecture)
+            )
+        )
         part.replace(found)
     return found
 
@@ -105,7 +109,9 @@ def control(name: str, version: str, architecture: str) -> str:
 
 
 def scripts(name: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (HERE / name / "debian").iterdir() if path.name != "control"}
+    return {
+        path.name: path.read_bytes() for path in (HERE / name / "debian").iterdir() if path.name != "control"
+    }
 
 
 def contents(name: str, version: str, architecture: str) -> Iterable[deb.Entry]:
@@ -149,12 +155,22 @@ def vendored(name: str, architecture: str) -> list[deb.Entry]:
 
 
 def bring_wheels(lock: Path, python: str, machine: str, to: Path) -> None:
-    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in (28, 17)] + [f"--platform=manylinux2014_{machine}"]
-    options = ["--quiet", "--require-hashes", "--no-deps", "--only-binary=:all:", f"--python-version={python}"]
+    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in (28, 17)] + [
+        f"--platform=manylinux2014_{machine}"
+    ]
+    options = [
+        "--quiet",
+        "--require-hashes",
+        "--no-deps",
+        "--only-binary=:all:",
+        f"--python-version={python}",
+    ]
     command = [sys.executable, "-m", "pip", "download", *options, *platforms, "-r", str(lock), "-d", str(to)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise download.DownloadError(f"the wheels of {lock} for Python {python} could not be brought:\n{done.stderr[-1500:]}")
+        raise download.DownloadError(
+            f"the wheels of {lock} for Python {python} could not be brought:\n{done.stderr[-1500:]}"
+        )
 
 
 def lay_out(packages: list[Path], to: Path) -> None:
