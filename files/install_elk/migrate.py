@@ -21,8 +21,8 @@ import zlib
 from collections.abc import Iterator
 from itertools import islice
 
-from elasticsearch import Unreachable
 from documents import SearchError, search
+from elasticsearch import Unreachable
 
 DATABASE = "/var/lib/knockmap/collector/knockmap.db"
 REPLAY = "/var/lib/knockmap/replay"
