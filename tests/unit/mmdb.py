@@ -58,11 +58,13 @@ def insert(tree: Tree, network: ipaddress.IPv4Network | ipaddress.IPv6Network, l
 
 
 def encode(value: Any) -> bytes:
-    """Text shorter than 29 bytes, floats and maps; bytes are taken for encoded (numbers of a certain width, lists)."""
+    """Text shorter than 285 bytes, floats and maps; bytes are taken for encoded (numbers of a certain width, lists)."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return bytes([2 << 5 | len(value.encode())]) + value.encode()
+        text = value.encode()
+        size = bytes([2 << 5 | len(text)]) if len(text) < 29 else bytes([2 << 5 | 29, len(text) - 29])
+        return size + text
     if isinstance(value, float):
         return bytes([3 << 5 | 8]) + struct.pack(">d", value)
     return bytes([7 << 5 | len(value)]) + b"".join(encode(key) + encode(item) for key, item in value.items())

@@ -13,7 +13,9 @@ Errors:  ConfigurationError   what Logstash itself refuses, with its words
 
 from __future__ import annotations
 
-VERSION = "9.5.2"
+from pathlib import Path
+
+VERSION = Path(__file__).with_name("VERSION").read_text().strip()
 
 
 class ConfigurationError(Exception):

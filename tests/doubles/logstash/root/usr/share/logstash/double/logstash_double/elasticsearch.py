@@ -14,12 +14,12 @@ import logging
 import re
 import ssl
 import threading
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from . import ConfigurationError, NotDoubled
 from .event import Event
-from .options import Option
+from .options import Option, Options
 from .plugins import Output
 from .queues import DeadLetters
 
@@ -52,7 +52,7 @@ class Stopped(Exception):
 
 class Elasticsearch(Output):
     name = "elasticsearch"
-    options = {
+    options: ClassVar[Options] = {
         "hosts": Option("uri", ["//127.0.0.1"], listed=True),
         "cloud_id": Option(doubled=False),
         "api_key": Option("password"),

@@ -102,7 +102,7 @@ class Event:
         return IN_TEXT.sub(lambda found: self.filled(found[0], found[1]), text)
 
     def filled(self, whole: str, reference: str) -> str:
-        if reference.startswith("+") or reference.startswith("{"):
+        if reference.startswith(("+", "{")):
             raise NotDoubled(f"the date format {whole}")
         value = self.get(reference)
         return whole if value is None else text_of(value)

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from . import NotDoubled
 from .event import Event
-from .options import Option
-from .plugins import Plugin, plain_codec
 from .language import Plugin as Node
+from .options import Option, Options
+from .plugins import Plugin, plain_codec
 
 CHUNK = 32 << 10
 HOST = os.uname().nodename
@@ -36,7 +36,7 @@ class Tail:
 
 class FileInput(Plugin):
     name = "file"
-    shared = {
+    shared: ClassVar[Options] = {
         "codec": Option("codec", Node("codec", "plain")),
         "add_field": Option("hash", {}),
         "tags": Option("array"),
@@ -46,7 +46,7 @@ class FileInput(Plugin):
         "charset": Option(obsolete="Use the codec setting instead."),
         "message_format": Option(obsolete="Setting is no longer valid."),
     }
-    options = {
+    options: ClassVar[Options] = {
         "path": Option("array", required=True),
         "exclude": Option("array", doubled=False),
         "mode": Option(default="tail", choices=("tail", "read")),
@@ -133,7 +133,7 @@ class FileInput(Plugin):
     def open(self, path: str) -> Tail | None:
         """At the position known for its inode; a new one at its start, or its end if it was there before us."""
         try:
-            file = open(path, "rb")
+            file = open(path, "rb")  # noqa: SIM115 - it stays open
         except OSError:  # not readable: upstream warns and tries again
             return None
         info = os.fstat(file.fileno())

@@ -7,19 +7,20 @@ import ipaddress
 import re
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 from . import ConfigurationError, NotDoubled
 from .event import Event, now, text_of
 from .grok import Grok, folder
 from .oniguruma import TooLong, compiled
-from .options import Option
+from .options import Option, Options
 from .plugins import Filter
 
 
 class GrokFilter(Filter):
     name = "grok"
-    options = {
+    options: ClassVar[Options] = {
         "match": Option("hash", {}),
         "patterns_dir": Option("array", []),
         "patterns_files_glob": Option(default="*"),
@@ -46,7 +47,7 @@ class GrokFilter(Filter):
 
     def filter(self, event: Event) -> None:
         try:
-            found = any([self.field(event, field) for field in self.fields(event)])
+            found = sum(self.field(event, field) for field in self.fields()) > 0
         except TooLong:
             event.tag(self.settings["tag_on_timeout"])
             return
@@ -56,16 +57,14 @@ class GrokFilter(Filter):
             for tag in self.settings["tag_on_failure"]:
                 event.tag(tag)
 
-    def fields(self, event: Event) -> list[str]:
+    def fields(self) -> list[str]:
         if len(self.groks) > 1 and self.settings["break_on_match"]:
             raise NotDoubled("grok of several fields at once")
         return list(self.groks)
 
     def field(self, event: Event, field: str) -> bool:
         values = event.get(field)
-        return any(
-            [self.text(event, field, value) for value in (values if isinstance(values, list) else [values])]
-        )
+        return sum(self.text(event, field, value) for value in as_list(values) or [None]) > 0
 
     def text(self, event: Event, field: str, value: Any) -> bool:
         found = False
@@ -90,7 +89,13 @@ class GrokFilter(Filter):
             event.set(field, [*(there if isinstance(there, list) else [there]), value])
 
 
-MONTHS = dict(zip("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), range(1, 13), strict=True))
+MONTHS = dict(
+    zip(
+        ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
+        range(1, 13),
+        strict=True,
+    )
+)
 ISO8601 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:[.,](\d{1,9}))?(Z|[+-]\d\d:?\d\d)?")
 BSD = {
     "MMM dd HH:mm:ss": re.compile(r"([A-Z][a-z]{2}) (\d{1,2}) (\d\d):(\d\d):(\d\d)"),
@@ -101,7 +106,7 @@ BSD = {
 
 class Date(Filter):
     name = "date"
-    options = {
+    options: ClassVar[Options] = {
         "match": Option("array", []),
         "timezone": Option(),
         "locale": Option(doubled=False),
@@ -109,6 +114,8 @@ class Date(Filter):
         "tag_on_failure": Option("array", ["_dateparsefailure"]),
         "precision": Option(default="ms", choices=("ms", "ns"), doubled=False),
     }
+
+    clock = staticmethod(now)
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -129,19 +136,18 @@ class Date(Filter):
         if text is None:
             return
         for format_ in self.formats:
-            if isinstance(text, str) and (moment := parsed(text, format_)):
+            if isinstance(text, str) and (moment := self.parsed(text, format_)):
                 event.set(self.settings["target"], moment)
                 self.matched(event)
                 return
         for tag in self.settings["tag_on_failure"]:
             event.tag(tag)
 
-
-def parsed(text: str, format_: str) -> datetime | None:
-    try:
-        return iso8601(text) if format_ == "ISO8601" else bsd(text, format_)
-    except ValueError:
-        return None
+    def parsed(self, text: str, format_: str) -> datetime | None:
+        try:
+            return iso8601(text) if format_ == "ISO8601" else bsd(text, format_, self.clock())
+        except ValueError:
+            return None
 
 
 def iso8601(text: str) -> datetime | None:
@@ -153,11 +159,11 @@ def iso8601(text: str) -> datetime | None:
     return moment.replace(microsecond=1000 * int(f"{found[2] or ''}000"[:3]))
 
 
-def bsd(text: str, format_: str, at: Callable[[], datetime] = now) -> datetime | None:
+def bsd(text: str, format_: str, today: datetime) -> datetime | None:
     """This year's, except December read in January, and January read in December."""
     if not (found := BSD[format_].fullmatch(text)) or found[1] not in MONTHS:
         return None
-    month, today = MONTHS[found[1]], at()
+    month = MONTHS[found[1]]
     year = today.year - (month == 12 and today.month == 1) + (month == 1 and today.month == 12)
     day, hour, minute, second = map(int, found.groups()[1:])
     return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
@@ -166,7 +172,7 @@ def bsd(text: str, format_: str, at: Callable[[], datetime] = now) -> datetime |
 class Fingerprint(Filter):
     name = "fingerprint"
     METHODS = ("SHA1", "SHA256", "SHA384", "SHA512", "MD5")
-    options = {
+    options: ClassVar[Options] = {
         "source": Option("array", ["message"]),
         "target": Option(default="[event][hash]"),
         "method": Option(
@@ -195,7 +201,7 @@ class Fingerprint(Filter):
 
 class Cidr(Filter):
     name = "cidr"
-    options = {
+    options: ClassVar[Options] = {
         "address": Option("array", []),
         "address_field": Option("field", doubled=False),
         "network": Option("array", []),
@@ -223,7 +229,7 @@ def network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 class Translate(Filter):
     name = "translate"
-    options = {
+    options: ClassVar[Options] = {
         "source": Option("field"),
         "target": Option("field"),
         "dictionary": Option("hash", {}),
@@ -270,7 +276,7 @@ class Mutate(Filter):
 
     name = "mutate"
     TYPES = ("string", "integer", "float", "boolean", "integer_eu", "float_eu")
-    options = {
+    options: ClassVar[Options] = {
         "coerce": Option("hash"),
         "rename": Option("hash"),
         "update": Option("hash"),
@@ -348,9 +354,8 @@ class Mutate(Filter):
         for field, needle, replacement in zip(triples[::3], triples[1::3], triples[2::3], strict=True):
             if re.escape(needle) != needle:
                 raise NotDoubled(f"gsub by the regular expression {needle!r}")
-            self.change(
-                event, field, lambda text, old=needle, new=event.fill(replacement): text.replace(old, new)
-            )
+            new = event.fill(replacement)
+            self.change(event, field, partial(replaced, old=needle, new=new))
 
     def change(self, event: Event, field: str, change: Callable[[str], Any]) -> None:
         if event.get(field) is not None:
@@ -396,6 +401,10 @@ class Mutate(Filter):
         for source, target in fields.items():
             if (value := event.get(source)) is not None:
                 event.set(target, value)
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    return text.replace(old, new)
 
 
 def as_list(value: Any) -> list[Any]:

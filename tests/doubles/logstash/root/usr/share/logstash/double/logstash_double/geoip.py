@@ -11,13 +11,13 @@ import ipaddress
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import maxminddb
 
 from . import ConfigurationError, NotDoubled
 from .event import Event
-from .options import Option
+from .options import Option, Options
 from .plugins import Filter
 
 # The double brings tiny databases of its own in place of the bundled ones.
@@ -55,7 +55,7 @@ DEFAULTS = {
 
 class GeoIP(Filter):
     name = "geoip"
-    options = {
+    options: ClassVar[Options] = {
         "source": Option(required=True),
         "target": Option(),
         "database": Option("path"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Union
+from typing import Any
 
 from . import ConfigurationError, NotDoubled
 
@@ -50,7 +50,7 @@ class Branch:
     cases: tuple[tuple[Test | None, tuple[Statement, ...]], ...]
 
 
-Statement = Union[Plugin, Branch]
+Statement = Plugin | Branch
 Sections = dict[str, list[Statement]]
 
 BLANK = re.compile(r"(?:\s|#[^\r\n]*)*")
@@ -96,9 +96,9 @@ class Parser:
 
     def need(self, word: str) -> None:
         if not self.see(word):
-            self.refuse(f'"{word}"')
+            raise self.refused(f'"{word}"')
 
-    def refuse(self, expected: str) -> NoReturn:
+    def refused(self, expected: str) -> ConfigurationError:
         before = self.text[: self.at]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         raise ConfigurationError(
@@ -114,7 +114,7 @@ class Parser:
                 return found
             kind = self.take(re.compile("input|filter|output"))
             if kind is None:
-                self.refuse('"input", "filter", "output"')
+                raise self.refused('"input", "filter", "output"')
             self.need("{")
             found[kind] += self.body(kind)
 
@@ -160,7 +160,7 @@ class Parser:
             return word
         if (text := self.take(STRING)) is not None:
             return text[1:-1]
-        self.refuse('[A-Za-z0-9_-], \'"\', "\'", "}"')
+        raise self.refused('[A-Za-z0-9_-], \'"\', "\'", "}"')
 
     def value(self) -> Any:
         """A codec, a bare word, a string, a number, a list or a hash."""
@@ -179,7 +179,7 @@ class Parser:
             return self.elements(self.value, "]")
         if self.see("{"):
             return self.entries()
-        self.refuse('[A-Za-z0-9_-], \'"\', "\'", "[", "{"')
+        raise self.refused('[A-Za-z0-9_-], \'"\', "\'", "[", "{"')
 
     def string(self) -> str | None:
         text = self.take(STRING)
@@ -204,7 +204,7 @@ class Parser:
             number, word = self.number(), None
             key = str(number) if number is not None else (word := self.take(BAREWORD)) or self.string()
             if key is None:
-                self.refuse('[0-9], [A-Za-z_], \'"\', "\'", "}"')
+                raise self.refused('[0-9], [A-Za-z_], \'"\', "\'", "}"')
             self.need("=>")
             if key in found:
                 raise ConfigurationError(
@@ -216,7 +216,7 @@ class Parser:
     def condition(self) -> Test:
         """`and` binds closer than `or`."""
         terms = [self.conjunction()]
-        while (operator := self.operator("or")) is not None:
+        while self.operator("or"):
             terms.append(self.conjunction())
         test = terms[0]
         for term in terms[1:]:
@@ -249,7 +249,7 @@ class Parser:
             if (path := self.take(SELECTOR)) is not None:
                 return Test("not", Test("truthy", Selector(path)))
             self.at = start
-            self.refuse('"(", "["')
+            raise self.refused('"(", "["')
         left = self.operand()
         comparison = self.take(COMPARISON)
         if comparison is None:
@@ -272,14 +272,14 @@ class Parser:
             return self.elements(self.operand, "]")
         if self.take(BAREWORD) and self.see("("):
             raise NotDoubled("calls of methods in conditions")
-        self.refuse('"(", "!", \'"\', "\'", [0-9], "[", "/"')
+        raise self.refused('"(", "!", \'"\', "\'", [0-9], "[", "/"')
 
     def pattern(self) -> Regexp:
         if (text := self.take(REGEXP)) is not None:
             return Regexp(text[1:-1])
         if (string := self.string()) is not None:
             return Regexp(string)
-        self.refuse('\'"\', "\'", "/"')
+        raise self.refused('\'"\', "\'", "/"')
 
 
 def add_setting(settings: dict[str, Any], key: str, value: Any) -> None:

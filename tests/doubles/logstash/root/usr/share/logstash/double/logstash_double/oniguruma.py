@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-import onigurumacffi
+import onigurumacffi  # type: ignore[import-untyped]
 
 from . import ConfigurationError
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 from . import NotDoubled
 from .event import Event
+from .options import Options
 from .plugins import Output
 
 
 class Stdout(Output):
     name = "stdout"
-    options = {}
+    options: ClassVar[Options] = {}
 
     def register(self) -> None:
         codec = self.settings["codec"]

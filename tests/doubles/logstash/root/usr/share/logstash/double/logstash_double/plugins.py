@@ -32,7 +32,7 @@ class Plugin:
 
 
 class Filter(Plugin):
-    shared = {
+    shared: ClassVar[Options] = {
         "add_tag": Option("array", []),
         "remove_tag": Option("array", []),
         "add_field": Option("hash", {}),
@@ -69,7 +69,7 @@ def add_field(event: Event, field: str, value: Any) -> None:
 
 
 class Output(Plugin):
-    shared = {
+    shared: ClassVar[Options] = {
         "codec": Option("codec", Node("codec", "plain")),
         "workers": Option("number"),
         "type": Option(obsolete=OBSOLETE),

@@ -123,20 +123,32 @@ class PersistentQueue(MemoryQueue):
 
 
 class DeadLetters:
-    """What Elasticsearch refused for good. Full is full: the newest are dropped, as upstream's default."""
+    """What Elasticsearch refused for good. When it is full, the newest are dropped, or the oldest make room."""
 
-    def __init__(self, folder: Path, most_bytes: int) -> None:
+    def __init__(self, folder: Path, most_bytes: int, policy: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.file, self.most_bytes, self.dropped = folder / "1.log", most_bytes, 0
+        self.file, self.most_bytes, self.policy, self.dropped = folder / "1.log", most_bytes, policy, 0
 
     def write(self, event: Event, plugin: str, reason: str) -> None:
         entry: dict[str, Any] = {"plugin_type": plugin, "reason": reason, "event": event.document()}
         line = json.dumps(entry).encode() + b"\n"
+        if self.policy == "drop_older":
+            self.make_room(len(line))
         if self.size() + len(line) > self.most_bytes:
             self.dropped += 1
             return
         with self.file.open("ab") as file:
             file.write(line)
+
+    def make_room(self, needed: int) -> None:
+        excess = self.size() + needed - self.most_bytes
+        if excess <= 0 or not self.size():
+            return
+        lines = self.file.read_bytes().splitlines(keepends=True)
+        while lines and excess > 0:
+            excess -= len(lines.pop(0))
+            self.dropped += 1
+        self.file.write_bytes(b"".join(lines))
 
     def size(self) -> int:
         return self.file.stat().st_size if self.file.exists() else 0

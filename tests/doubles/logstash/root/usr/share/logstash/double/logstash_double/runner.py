@@ -49,7 +49,11 @@ class Worker:
         if not self.settings["dead_letter_queue.enable"]:
             return None
         folder = self.settings.folder("path.dead_letter_queue") / self.name
-        letters = DeadLetters(folder, self.settings["dead_letter_queue.max_bytes"])
+        letters = DeadLetters(
+            folder,
+            self.settings["dead_letter_queue.max_bytes"],
+            self.settings["dead_letter_queue.storage_policy"],
+        )
         for output in self.elasticsearches():
             output.dead_letters = letters
         return letters
@@ -210,8 +214,13 @@ def run(settings: Settings, folder: Path) -> int:
         return 1
     if settings["api.enabled"]:
         api.serve(settings, answers(workers))
+
+    def stop(*_: Any) -> None:
+        for worker in workers:
+            worker.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: [worker.stop() for worker in workers])
+        signal.signal(number, stop)
     for worker in workers:
         worker.start()
     for worker in workers:

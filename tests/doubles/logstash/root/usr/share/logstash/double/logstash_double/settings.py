@@ -64,9 +64,9 @@ KNOWN: dict[str, tuple[Any, Any]] = {
     "xpack.management.enabled": (False, bool),
     "xpack.geoip.downloader.enabled": (True, bool),
 }
-ADVICE = {
-    name: "it was removed in 9.0; use api.http.host and api.http.port" for name in ("http.host", "http.port")
-}
+ADVICE = dict.fromkeys(
+    ("http.host", "http.port"), "it was removed in 9.0; use api.http.host and api.http.port"
+)
 
 
 @dataclass(frozen=True)
