@@ -24,6 +24,10 @@ HERE = Path(__file__).parent
 BIN = shlex.quote(str(Path(sys.executable).parent))
 
 
+# Folders of programs that those of others import from.
+SHARED = "files/collector:files/dashboard:files/install_elk"
+
+
 def run(c: Context, command: str, **environment: str) -> bool:
     """Whether a command of .venv, run at the top of the checkout and without a keyboard, went well."""
     with c.cd(str(HERE)):
@@ -40,12 +44,12 @@ def check(c: Context) -> None:
         "types": "mypy --no-error-summary",
     }
     failed = [name for name, command in commands.items() if not run(c, command)]
-    # A target's programs import their neighbours by bare name; some also those of the embedded stack.
+    # A target's programs import their neighbours by bare name; some also those of another folder.
     folders = sorted({str(path.parent.relative_to(HERE)) for path in HERE.glob("files/*/*.py")})
     failed += [
         f"types of {at}"
         for at in folders
-        if not run(c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=f"{at}:files/collector:files/dashboard")
+        if not run(c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=f"{at}:{SHARED}")
     ]
     if failed:
         raise Exit(f"check: no ({', '.join(failed)})", code=1)

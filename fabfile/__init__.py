@@ -25,7 +25,7 @@ fleet.install(words={"undo": "--task"})
 SENSOR = ("harden_ssh", "iptables_log", "syslog_route")
 STACKS = {
     "embedded": ("collector", "dashboard", "apache_proxy"),
-    "elastic": ("install_elk",),
+    "elastic": ("install_elk", "kibana", "apache_proxy"),
 }
 TASKS = tuple(dict.fromkeys((*SENSOR, *STACKS["elastic"], *STACKS["embedded"])))
 

@@ -28,6 +28,7 @@ from fabfile.engine.resources import (
     render,
 )
 from fabfile.iptables_log import CONFIG, PROGRAMS
+from fabfile.saved_objects.dashboard import DASHBOARD
 from fabfile.settings import Settings
 
 FOLDER, STATE = "/usr/local/lib/knockmap/apache_proxy", "/var/lib/knockmap/apache"
@@ -111,7 +112,9 @@ def site(settings: Settings) -> File:
         email=settings.apache_acme_email,
         acme_url=settings.apache_acme_url,
         trusted=trusted(settings),
-        public=settings.public_page,
+        kibana=settings.stack == "elastic",
+        dashboard=DASHBOARD,
+        public=settings.public_page and settings.stack == "embedded",
         port=settings.dashboard_port,
         headers=tuple(HEADERS.items()),
         state=STATE,
@@ -122,7 +125,9 @@ def site(settings: Settings) -> File:
 
 def config(settings: Settings) -> File:
     """What the programs on the target go by."""
-    chosen = {"certificate": settings.apache_certificate, "names": settings.apache_names}
+    chosen: dict[str, Any] = {"certificate": settings.apache_certificate, "names": settings.apache_names}
+    if settings.stack == "elastic":
+        chosen["page"] = "/kibana/"
     return File("/etc/knockmap/apache.json", text=json.dumps(chosen) + "\n")
 
 

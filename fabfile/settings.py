@@ -102,6 +102,11 @@ class Settings:
     # The first user of the page. Its password is made on the target: `fab -H … credentials` shows it.
     web_user: str = "knockmap"
 
+    # Kibana's heap in MB; 0 takes what fits the box's memory. (By itself Kibana takes half of it.)
+    kibana_heap: int = 0
+    # Street maps below the scanners, from Elastic's map service: then every visitor's browser asks it for them.
+    kibana_maps_service: bool = False
+
     def __post_init__(self) -> None:
         for name, (good, wanted) in _LIMITS.items():
             if not good(getattr(self, name)):
@@ -173,6 +178,7 @@ _LIMITS: dict[str, tuple[Any, str]] = {
         lambda name: re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", name),
         "up to 64 letters, digits, dots, hyphens and underscores",
     ),
+    "kibana_heap": (lambda size: size == 0 or 512 <= size <= 16_384, "0, or from 512 to 16384"),
     "hosts": (
         lambda hosts: all(re.fullmatch(r"[^\s,]+", host) for host in hosts),
         "host names or user@host:port",

@@ -26,7 +26,19 @@ def credentials(c: Connection, json: bool = False) -> str:
     """Show the page's address, its users, and the passwords that were generated."""
     found = {"host": str(c.original_host), **jsonlib.loads(order(c, CERTIFICATE, "show", c.host))}
     found["users"] = jsonlib.loads(order(c, USERS, "show"))
+    if fleet.settings(c).stack == "elastic":
+        found["operator"] = operators_way(c)
     return jsonlib.dumps(found) if json else text(found)
+
+
+def operators_way(c: Connection) -> dict[str, str]:
+    """How the operator logs in at Kibana himself: not through Apache, and his password is shown by the box alone."""
+    return {
+        "tunnel": f"ssh -p {c.port} -L 5601:127.0.0.1:5601 {c.user}@{c.original_host}",
+        "url": "http://localhost:5601/kibana/app/home?auth_provider_hint=basic1",
+        "user": "elastic",
+        "password_file": "/var/lib/knockmap/secrets/elastic_password",
+    }
 
 
 def text(found: dict[str, object]) -> str:
@@ -35,6 +47,9 @@ def text(found: dict[str, object]) -> str:
         lines += [f"User         {user['user']}", f"Password     {user['password'] or '(your own)'}"]
     if found["fingerprint"]:
         lines.append(f"Certificate  self-signed; your browser shows SHA-256 {found['fingerprint']}")
+    if way := found.get("operator"):
+        lines += ["To change something in Kibana, by a tunnel:", f"  {way['tunnel']}", f"  {way['url']}"]  # type: ignore[index]
+        lines.append(f"  as {way['user']}; the password is in {way['password_file']} (root only)")  # type: ignore[index]
     return "\n".join(lines)
 
 
@@ -87,9 +102,7 @@ def order(c: Connection, program: str, *words: str, stdin: str = "") -> str:
     """Have a program on the target do something. Raises HostError with its words."""
     status, out, error = ask(c, [program, *words], stdin.encode())
     if status in (126, 127):
-        raise HostError(
-            f"{c.original_host}: there is no Apache of ours; `fab -H … deploy` with stack = embedded brings it"
-        )
+        raise HostError(f"{c.original_host}: there is no Apache of ours; `fab -H … deploy` brings it")
     if status:
         raise HostError(f"{c.original_host}: {(error or out).decode(errors='replace').strip()[-400:]}")
     return out.decode()

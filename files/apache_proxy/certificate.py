@@ -237,7 +237,11 @@ def show(name: str) -> None:
         host = next((other for other in found if not is_address(other)), host)
     shown = run("openssl", "x509", "-in", PEM, "-noout", "-fingerprint", "-sha256").stdout
     fingerprint = shown.strip().rpartition("=")[2] if config["certificate"] == "self-signed" else ""
-    print(json.dumps({"url": f"https://{in_urls(host)}/map/", "fingerprint": fingerprint}))
+    print(
+        json.dumps(
+            {"url": f"https://{in_urls(host)}{config.get('page', '/map/')}", "fingerprint": fingerprint}
+        )
+    )
 
 
 def remove() -> None:

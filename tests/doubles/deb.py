@@ -89,19 +89,6 @@ def member(name: str, content: bytes) -> bytes:
     return head.encode() + content + b"\n" * (len(content) % 2)
 
 
-def fields(control: str) -> dict[str, str]:
-    """The fields of a control file; lines that go on belong to their field."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in control.strip().splitlines():
-        if line[:1].isspace():
-            found[name] += f"\n{line}"
-        else:
-            name, _, value = line.partition(":")
-            found[name] = value.strip()
-    return found
-
-
 def build(control: str, scripts: dict[str, bytes], entries: Iterable[Entry]) -> bytes:
     """The .deb. `scripts` are preinst, postinst, …; conffiles among them."""
     files = with_parents(entries)
@@ -111,3 +98,14 @@ def build(control: str, scripts: dict[str, bytes], entries: Iterable[Entry]) -> 
     meta = [Entry(name, text, mode=modes[name]) for name, text in sorted(texts.items())]
     parts = {"debian-binary": b"2.0\n", "control.tar.gz": tar(meta), "data.tar.gz": tar(files)}
     return b"!<arch>\n" + b"".join(member(name, content) for name, content in parts.items())
+
+
+def control_of(path: Path) -> str:
+    """The control file in a .deb of ours: its second member."""
+    with path.open("rb") as file:
+        file.seek(len(b"!<arch>\n") + 60 + 4)
+        size = int(file.read(60)[48:58])
+        with tarfile.open(fileobj=io.BytesIO(file.read(size))) as archive:
+            found = archive.extractfile("./control")
+            assert found is not None
+            return found.read().decode()

@@ -183,7 +183,7 @@ def lay_out(packages: list[Path], to: Path) -> None:
         name, version, architecture, _ = path.stem.split("_")
         placed = part / "pool" / f"{name}-{version}-{architecture}.deb"
         os.link(path, placed)
-        indexes[architecture].append(stanza(control(name, version, architecture), placed))
+        indexes[architecture].append(stanza(placed))
     write_indexes(part / "dists" / "stable", indexes)
     keys = cache() / "keys"
     keys.mkdir(mode=0o700, exist_ok=True)
@@ -191,10 +191,10 @@ def lay_out(packages: list[Path], to: Path) -> None:
     part.replace(to)
 
 
-def stanza(control: str, path: Path) -> str:
-    """What the index says of a package."""
+def stanza(path: Path) -> str:
+    """What the index says of a package: what it says of itself, and where it is."""
     size = path.stat().st_size
-    return f"{control.strip()}\nFilename: pool/{path.name}\nSize: {size}\nSHA256: {download.digest(path)}\n"
+    return f"{deb.control_of(path).strip()}\nFilename: pool/{path.name}\nSize: {size}\nSHA256: {download.digest(path)}\n"
 
 
 def write_indexes(suite: Path, indexes: dict[str, list[str]]) -> None:

@@ -39,8 +39,8 @@ def program(name: str) -> ModuleType:
 users, certificate, firewall = map(program, ("users", "certificate", "firewall"))
 
 
-def plan(**values: Any) -> list[Resource]:
-    return resources(Settings(**values))
+def plan(stack: Any = "embedded", **values: Any) -> list[Resource]:
+    return resources(Settings(stack=stack, **values))
 
 
 def site(**values: Any) -> str:
@@ -58,6 +58,15 @@ def test_only_the_page_is_proxied_and_the_public_one_where_it_is_wanted() -> Non
     assert proxied.findall(site()) == [page]
     assert proxied.findall(site(public_page=True)) == [page, ("/public/", "http://127.0.0.1:8722/public/")]
     assert "http://127.0.0.1:9999/map/" in site(dashboard_port=9999)
+
+
+def test_with_the_elastic_stack_kibana_is_behind_and_nothing_else() -> None:
+    proxied = re.findall(r"^    ProxyPass (\S+) (\S+) ", site(stack="elastic", public_page=True), re.M)
+    assert proxied == [("/kibana/", "http://127.0.0.1:5601/kibana/")]
+    assert "RequestHeader unset Authorization" in site(stack="elastic")
+    assert '<Location "/kibana/">' in site(stack="elastic") and "/map" not in site(stack="elastic")
+    (config,) = (r for r in plan("elastic") if r.name == "/etc/knockmap/apache.json")
+    assert isinstance(config, File) and '"page": "/kibana/"' in (config.text or "")
 
 
 def test_hsts_is_sent_only_where_browsers_trust_the_certificate() -> None:

@@ -8,7 +8,11 @@ from .facts import QUESTIONS, fact
 from .item import Item
 from .machine import must, run
 from .units import patiently
-from .wire import Failure, Have
+from .wire import Failure, Have, emit
+
+# What a guard prints after this the operator shall know, though nothing is to be done about it.
+NOTE = "note: "
+told: set[str] = set()
 
 
 class Command(Item):
@@ -19,7 +23,12 @@ class Command(Item):
         return {"done": True}
 
     def observe(self) -> Have:
-        return {"done": run(*self.want["unless"]).returncode == 0}
+        done = run(*self.want["unless"])
+        for line in done.stdout.splitlines():
+            if line.startswith(NOTE) and line not in told:
+                told.add(line)
+                emit("notice", text=line[len(NOTE) :])
+        return {"done": done.returncode == 0}
 
     def apply(self, have: Have) -> None:
         returncode, said = patiently(self.want["id"], self.want["title"], tuple(self.want["argv"]))
