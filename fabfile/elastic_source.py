@@ -33,7 +33,14 @@ def versioned(settings: Settings, name: str) -> str:
 
 def package(settings: Settings, name: str) -> Package:
     """One of the three, in exactly this version, held."""
-    return Package(versioned(settings, name), hold=True, stops=STOPS[name], debs=debs(settings, name))
+    return Package(
+        versioned(settings, name),
+        hold=True,
+        stops=STOPS[name],
+        debs=debs(settings, name),
+        remains=(f"/etc/{name}", f"/var/log/{name}"),
+        stores=(f"/var/lib/{name}",),
+    )
 
 
 def debs(settings: Settings, name: str) -> tuple[Path, ...]:

@@ -130,12 +130,15 @@ class Package(Resource):
     `name=version` asks for exactly that version. `hold` keeps apt from moving them to another one; `stops` are units
     that must not run while an installed one is replaced (in this order; their Service starts them again).
     `debs` are local .deb files to install from in place of an apt source: they are sent only when one is needed.
+    `remains` are folders that a purge leaves behind and undo removes with the packages; `stores` only with --data, too.
     """
 
     names: tuple[str, ...]
     hold: bool = False
     stops: tuple[str, ...] = ()
     debs: tuple[Path, ...] = ()
+    remains: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -144,9 +147,11 @@ class Package(Resource):
         hold: bool = False,
         stops: tuple[str, ...] = (),
         debs: tuple[Path, ...] = (),
+        remains: tuple[str, ...] = (),
+        stores: tuple[str, ...] = (),
     ) -> None:
         given = {"names": names, "when": when, "hold": hold, "stops": stops, "debs": debs}
-        for name, value in given.items():
+        for name, value in {**given, "remains": remains, "stores": stores}.items():
             object.__setattr__(self, name, value)
 
     @property

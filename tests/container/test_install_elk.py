@@ -1,1 +1,393 @@
-"""Elasticsearch and Logstash on a real box: from the packages to documents, closed and held."""
+"""Elasticsearch and Logstash on a real box: from the packages to documents, closed and held.
+
+Which repository they come from, Elastic's or the doubles', is nothing that these tests know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from box import Box, attack
+
+from tests.container.conftest import Fab, NewBox
+from tests.doubles import repository
+
+FabCommand = Callable[..., Fab]
+SECRETS = "/var/lib/knockmap/secrets"
+STREAM = "logs-iptables.ssh-default"
+FOLDER = "/usr/local/lib/knockmap/install_elk"
+CHAIN = ("iptables-log", "syslog-route", "install-elk")
+
+
+@pytest.fixture(scope="module")
+def release() -> str:
+    return "trixie"  # the Java runtime in the double of Elasticsearch's package wants its C library
+
+
+@pytest.fixture(scope="module")
+def mirrors() -> Iterator[dict[str, dict[str, str]]]:
+    """Settings for a repository with one version, and with the next one beside it."""
+    built = {"9.5.2": repository.build("9.5.2"), "9.5.3": repository.build("9.5.2", "9.5.3")}
+    with (
+        repository.serving(built["9.5.2"].folder) as old,
+        repository.serving(built["9.5.3"].folder) as new,
+    ):
+        yield {
+            version: {
+                "KNOCKMAP_STACK": "elastic",
+                "KNOCKMAP_ELASTIC_VERSION": version,
+                "KNOCKMAP_ELASTIC_MIRROR": url,
+                "KNOCKMAP_ELASTIC_KEY": str(built[version].key),
+                "KNOCKMAP_ELASTIC_FINGERPRINT": built[version].fingerprint,
+                "KNOCKMAP_ELASTIC_HEAP": "512",
+            }
+            for version, url in (("9.5.2", old), ("9.5.3", new))
+        }
+
+
+@pytest.fixture(scope="module")
+def elastic(mirrors: dict[str, dict[str, str]]) -> dict[str, str]:
+    return mirrors["9.5.2"]
+
+
+def shell(box: Box, script: str) -> str:
+    """What a script prints on the box; it must go well."""
+    status, out, error = box.run(["sh", "-c", script])
+    assert status == 0, (script, out, error)
+    return out
+
+
+def python(box: Box, source: str) -> Any:
+    """What a Python source puts into `answer`, with the client on the box as `es`."""
+    program = f"import json,sys\nsys.path.insert(0,{FOLDER!r})\nimport elasticsearch as es\n{source}\nprint(json.dumps(answer))"
+    status, out, error = box.run(["/usr/bin/python3", "-B", "-c", program])
+    assert status == 0, error
+    return json.loads(out)
+
+
+def call(box: Box, method: str, path: str, body: Any = None, auth: str = "elastic") -> tuple[int, Any]:
+    status, answer = python(box, f"answer = es.call({method!r}, {path!r}, {body!r}, auth={auth!r})")
+    return status, answer
+
+
+def bulk(box: Box, stream: str, auth: str) -> int:
+    """The status with which a document was taken, or refused, by that key."""
+    lines = f'{{"create": {{"_index": "{stream}"}}}}\n{{"@timestamp": "2026-11-24T10:00:00Z"}}\n'
+    status, answer = call(box, "POST", "/_bulk", lines, auth)
+    return status if status != 200 else int(answer["items"][0]["create"]["status"])
+
+
+def count(box: Box, wanted: int) -> int:
+    """How many scans are stored, as soon as there are `wanted`, or after 30 s."""
+    query = {"query": {"term": {"event.action": "ssh-scan"}}}
+    found = -1
+    for _ in range(30):
+        status, answer = call(box, "POST", f"/{STREAM}/_count?ignore_unavailable=true", query, "reader")
+        found = answer["count"] if status == 200 else -1
+        if found >= wanted:
+            break
+        time.sleep(1)
+    return found
+
+
+def secrets(box: Box) -> dict[str, str]:
+    names = shell(box, f"ls {SECRETS}").split()
+    found = {name: shell(box, f"cat {SECRETS}/{name}").strip() for name in names}
+    return {name: value.rpartition(":")[2] for name, value in found.items()}
+
+
+def test_a_foreign_listener_is_refused_before_anything_is_touched(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    box.run(
+        [
+            "systemd-run",
+            "-q",
+            "--unit=squatter",
+            "python3",
+            "-m",
+            "http.server",
+            "9200",
+            "--bind",
+            "127.0.0.1",
+        ]
+    )
+    for _ in range(50):
+        if "9200" in shell(box, "ss -Hltn"):
+            break
+        time.sleep(0.1)
+    refused = fab(box, "install-elk", **elastic)
+    shell(box, "systemctl stop squatter")
+    assert refused.rc == 1 and "port 9200 is taken by python3" in refused.out
+    assert box.run(["test", "-e", "/var/lib/knockmap"])[0] == 1
+
+
+def test_too_little_memory_is_refused_with_numbers(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    refused = fab(box, "install-elk", **{**elastic, "KNOCKMAP_ELASTIC_HEAP": "31000"})
+    assert refused.rc == 1 and re.search(
+        r"[\d.]+ GiB of memory, needs 32.8: use `stack = embedded`", refused.out
+    )
+
+
+def test_check_on_a_pristine_box_writes_nothing(fab: FabCommand, box: Box, elastic: dict[str, str]) -> None:
+    shell(box, "touch /root/before")
+    checked = fab(box, "install-elk", "--check", "--diff", **elastic)
+    assert checked.rc == 0 and "would change service:logstash.service" in checked.out, checked.out
+    changed = shell(
+        box,
+        "find / -xdev -newer /root/before -type f -not -path '/proc/*' -not -path '/sys/*' -not -path '/run/*' "
+        "-not -path '/var/log/*' -not -path '/root/before'",
+    )
+    assert changed == ""
+    shell(box, "rm /root/before")
+
+
+def test_brings_the_whole_chain_and_changes_nothing_the_second_time(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    done = fab(box, *CHAIN, **elastic)
+    assert done.rc == 0, done.out
+    again = fab(box, *CHAIN, **elastic)
+    assert again.rc == 0 and ", 0 changed, 0 failed, 0 skipped" in again.last, again.out
+
+
+def test_listens_on_loopback_only(box: Box) -> None:
+    lines = [line.split()[3] for line in shell(box, "ss -Hltn").splitlines()]
+    ours = [line for line in lines if line.rpartition(":")[2] in ("9200", "9300", "9600")]
+    assert {line.rpartition(":")[2] for line in ours} == {"9200", "9300", "9600"}
+    assert all(line.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:")) for line in ours)
+
+
+def test_every_syn_becomes_a_document(box: Box) -> None:
+    sent = attack(box, sources=20, count=200, rate=200)
+    assert sent.leaked == 0
+    assert count(box, sent.v4 + sent.v6) == sent.v4 + sent.v6
+    _, answer = call(box, "GET", f"/{STREAM}/_search?size=1", auth="reader")
+    event = answer["hits"]["hits"][0]["_source"]
+    assert event["event"]["dataset"] == "iptables.ssh" and event["destination"]["port"] == 22
+    assert "event.original" not in event["event"] and event["message"]
+
+
+def test_the_health_is_green_and_the_stream_follows_our_template(box: Box) -> None:
+    status, health = call(box, "GET", "/_cluster/health", auth="reader")
+    assert (status, health["status"], health["cluster_name"]) == (200, "green", "knockmap")
+    _, streams = call(box, "GET", f"/_data_stream/{STREAM}")
+    assert streams["data_streams"][0]["template"] == "knockmap"
+    _, fields = call(box, "GET", f"/{STREAM}/_mapping")
+    properties = next(iter(fields.values()))["mappings"]["properties"]
+    assert properties["source"]["properties"]["ip"]["type"] == "ip"
+    assert properties["source"]["properties"]["geo"]["properties"]["location"]["type"] == "geo_point"
+
+
+def test_the_writer_can_write_one_stream_and_nothing_else(box: Box) -> None:
+    assert bulk(box, "logs-other.ssh-default", "writer") == 403
+    assert bulk(box, "logs-iptables.ssh-other", "writer") == 403
+    for method, path in (
+        ("GET", f"/{STREAM}/_search"),
+        ("DELETE", f"/_data_stream/{STREAM}"),
+        ("POST", f"/{STREAM}/_rollover"),
+        ("PUT", "/_index_template/own"),
+        ("GET", "/_cluster/health"),
+        ("GET", "/_security/user"),
+        ("POST", "/_security/api_key"),
+    ):
+        body = {} if method in ("PUT", "POST") else None
+        assert call(box, method, path, body, "writer")[0] in (400, 403), (method, path)
+    assert call(box, "GET", f"/{STREAM}/_search", auth="writer")[0] == 403
+
+
+def test_the_reader_can_read_and_nothing_else(box: Box) -> None:
+    assert call(box, "GET", f"/{STREAM}/_count", auth="reader")[0] == 200
+    assert bulk(box, STREAM, "reader") == 403
+    for method, path in (
+        ("GET", "/.security/_search"),
+        ("DELETE", f"/_data_stream/{STREAM}"),
+        ("GET", "/_security/user"),
+    ):
+        assert call(box, method, path, auth="reader")[0] == 403
+
+
+def test_without_a_login_nothing_is_answered(box: Box) -> None:
+    assert call(box, "GET", "/", auth="none")[0] == 401
+    assert box.run(["curl", "-s", "http://127.0.0.1:9200/"])[0] != 0
+
+
+def test_secrets_stand_in_their_root_only_places_and_nowhere_else(box: Box) -> None:
+    assert shell(box, f"stat -c '%U %a' {SECRETS}").split() == ["root", "700"]
+    found = secrets(box)
+    assert set(found) == {"elastic_password", "writer_key", "reader_key"}
+    assert set(shell(box, f"stat -c %a {SECRETS}/*").split()) == {"600"}
+    assert shell(box, "stat -c '%U %a' /etc/logstash/knockmap.env").split() == ["root", "600"]
+    for name, value in found.items():
+        places = shell(
+            box, f"grep -rlsF -e '{value}' / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev || true"
+        ).split()
+        allowed = {f"{SECRETS}/{name}"}
+        if name == "writer_key":
+            journal = {path for path in places if path.startswith("/var/lib/knockmap/journal/objects/")}
+            allowed |= {"/etc/logstash/knockmap.env", *journal}  # the journal is for root alone, too
+        assert set(places) <= allowed, name
+        listed = shell(
+            box, f"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -cF -e '{value}' || true"
+        )
+        assert int(listed) <= 2, name  # the two of this very search
+
+
+def test_the_password_of_the_package_lets_nobody_in(box: Box) -> None:
+    printed = shell(box, r"sed -n 's/.*superuser is : //p' /var/log/apt/term.log").strip()
+    assert printed
+    status = python(box, f"answer = es.call('GET', '/', auth=es.basic('elastic', {printed!r}))[0]")
+    assert status == 401
+
+
+def test_no_version_moves_by_itself(box: Box) -> None:
+    assert set(shell(box, "apt-mark showhold").split()) >= {"elasticsearch", "logstash"}
+    policy = shell(box, "apt-mark unhold elasticsearch >/dev/null; apt-cache policy elasticsearch")
+    assert "995" in policy
+
+
+def test_drift_is_repaired(fab: FabCommand, box: Box, elastic: dict[str, str]) -> None:
+    assert call(box, "PUT", "/_component_template/knockmap-settings", {"template": {}})[0] == 200
+    key = shell(box, f"cat {SECRETS}/reader_key").partition(":")[0]
+    assert call(box, "DELETE", "/_security/api_key", {"ids": [key]})[0] == 200
+    shell(box, "systemctl disable -q --now logstash; chmod 644 /etc/logstash/knockmap.env")
+    shell(box, "echo 'http.host: 0.0.0.0' >/etc/elasticsearch/elasticsearch.yml")
+    repaired = fab(box, "install-elk", **elastic)
+    assert repaired.rc == 0, repaired.out
+    changed = re.findall(r"^changed +(\S+)", repaired.out, re.M)
+    assert set(changed) >= {
+        "package:elasticsearch",  # the hold, released by the test before
+        "file:/etc/elasticsearch/elasticsearch.yml",
+        "service:elasticsearch.service",
+        "rest:/_component_template/knockmap-settings",
+        "file:/etc/logstash/knockmap.env",
+        "service:logstash.service",
+    }
+    assert call(box, "GET", f"/{STREAM}/_count", auth="reader")[0] == 200
+    assert ", 0 changed, 0 failed" in fab(box, "install-elk", **elastic).last
+
+
+def test_a_pipeline_that_logstash_refuses_does_not_replace_the_one_that_runs(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    path = "/etc/logstash/conf.d/knockmap-1-pipeline.conf"
+    before = shell(box, f"sha256sum {path}")
+    shell(box, "echo 'output { no_such_plugin { } }' >/etc/logstash/conf.d/zz-operators.conf")
+    shell(box, f"echo '# edited' >>{path}")
+    edited = shell(box, f"sha256sum {path}")
+    refused = fab(box, "install-elk", **elastic)
+    assert refused.rc == 1 and f"{path} was refused by" in refused.out, refused.out
+    assert shell(box, f"sha256sum {path}") == edited
+    shell(box, "rm /etc/logstash/conf.d/zz-operators.conf")
+    assert fab(box, "install-elk", **elastic).rc == 0
+    assert shell(box, f"sha256sum {path}") == before
+
+
+def test_new_fields_begin_a_new_index(fab: FabCommand, box: Box, elastic: dict[str, str]) -> None:
+    _, before = call(box, "GET", f"/{STREAM}/_mapping")
+    _, template = call(box, "GET", "/_component_template/knockmap-mappings")
+    document = template["component_templates"][0]["component_template"]["template"]
+    document["mappings"]["properties"]["former"] = {"type": "keyword"}
+    body = {"template": document}
+    assert call(box, "PUT", "/_component_template/knockmap-mappings", body)[0] == 200
+    assert call(box, "POST", f"/{STREAM}/_rollover")[0] == 200
+    repaired = fab(box, "install-elk", **elastic)
+    assert repaired.rc == 0 and "the data stream follows its template" in repaired.out
+    _, after = call(box, "GET", f"/{STREAM}/_mapping")
+    assert len(after) == len(before) + 2
+    assert "former" not in after[max(after)]["mappings"]["properties"]
+
+
+def test_secrets_are_renewed_while_everything_runs(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    before, stored = secrets(box), count(box, 0)
+    former = {name: shell(box, f"cat {SECRETS}/{name}").strip() for name in ("writer_key", "reader_key")}
+    rotated = fab(box, "rotate-secrets", **elastic)
+    assert rotated.rc == 0, rotated.out
+    assert all(value != before[name] for name, value in secrets(box).items())
+    for key in former.values():
+        assert python(box, f"answer = es.call('GET', '/', auth=es.api_key({key!r}))[0]") == 401
+    sent = attack(box, sources=5, count=20, rate=50)
+    assert count(box, stored + sent.v4 + sent.v6) == stored + sent.v4 + sent.v6
+    assert ", 0 changed, 0 failed" in fab(box, "install-elk", **elastic).last
+
+
+def test_pipeline_debug_shows_events_and_stores_nothing(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    stored = count(box, 0)
+    shown = fab(box, "pipeline-debug", "--lines", "2", **elastic)
+    assert shown.rc == 0 and shown.out.count("ssh-scan") == 2, shown.out
+    assert count(box, 0) == stored
+    assert fab(box, "pipeline-debug", "--lines", "0", **elastic).rc == 2
+    assert shell(box, "find /tmp -name 'knockmap-*'") == ""
+
+
+def test_goes_on_after_a_reboot(fab: FabCommand, box: Box, elastic: dict[str, str]) -> None:
+    stored = count(box, 0)
+    box.restart()
+    sent = attack(box, sources=5, count=20, rate=50)
+    for _ in range(60):
+        if box.run(["systemctl", "is-active", "elasticsearch"])[1].strip() == "active":
+            break
+        time.sleep(1)
+    assert count(box, stored + sent.v4 + sent.v6) == stored + sent.v4 + sent.v6
+
+
+def test_a_higher_version_is_one_setting_and_a_lower_one_is_refused(
+    fab: FabCommand, box: Box, mirrors: dict[str, dict[str, str]]
+) -> None:
+    stored = count(box, 0)
+    upgraded = fab(box, "install-elk", **mirrors["9.5.3"])
+    assert upgraded.rc == 0, upgraded.out
+    versions = shell(box, r"dpkg-query -W -f '${Version} ' elasticsearch logstash").split()
+    assert versions == ["9.5.3", "1:9.5.3-1"]
+    assert set(shell(box, "apt-mark showhold").split()) >= {"elasticsearch", "logstash"}
+    assert call(box, "GET", "/")[1]["version"]["number"] == "9.5.3"
+    assert count(box, stored) == stored
+    assert ", 0 changed, 0 failed" in fab(box, "install-elk", **mirrors["9.5.3"]).last
+    refused = fab(box, "install-elk", **mirrors["9.5.2"])
+    assert refused.rc == 1 and "set elastic_version = 9.5.3" in refused.out
+
+
+def test_undo_leaves_neither_files_nor_packages_nor_data(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    undone = fab(box, "undo", "install-elk", "--packages", "--data", **elastic)
+    assert undone.rc == 0, undone.out
+    left = shell(
+        box,
+        "ls -d /etc/elasticsearch /var/lib/elasticsearch /usr/share/elasticsearch /etc/logstash 2>/dev/null || true",
+    )
+    assert left == ""
+    assert (
+        shell(
+            box,
+            "ls /etc/apt/sources.list.d /etc/apt/preferences.d /usr/share/keyrings | grep knockmap || true",
+        )
+        == ""
+    )
+    assert box.run(["dpkg-query", "-W", "elasticsearch"])[0] != 0
+    assert not re.search(r":(9200|9300|9600)\b", shell(box, "ss -Hltn"))
+
+
+def test_packages_brought_along_need_no_archive(
+    fab: FabCommand, new_box: NewBox, elastic: dict[str, str]
+) -> None:
+    """Also to a box that reaches no apt source at all."""
+    box = new_box("trixie")
+    shell(box, "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*")
+    folder = repository.build("9.5.2").folder / "pool"
+    offline = {name: value for name, value in elastic.items() if "MIRROR" not in name}
+    done = fab(box, "syslog-route", "install-elk", **offline, KNOCKMAP_ELASTIC_PACKAGES=str(folder))
+    assert done.rc == 0, done.out
+    assert shell(box, "ls /var/lib/knockmap/incoming") == ""
+    assert call(box, "GET", "/_cluster/health", auth="reader")[1]["status"] == "green"

@@ -87,6 +87,14 @@ class Package(Item):
             return f"kept: {' '.join(added)}, since {' '.join(others)} needs them by now"
         apt_get(self.want["id"], "purge", *added)
         forget_observations()
+        import shutil
+
+        folders = self.want.get("remains", []) + (self.want.get("stores", []) if options["data"] else [])
+        for folder in folders:
+            shutil.rmtree(at(folder), ignore_errors=True)
+        left = [folder for folder in self.want.get("stores", []) if os.path.isdir(at(folder))]
+        if left:
+            emit("notice", text=f"{' '.join(left)} stay, since they hold data (--data removes them)")
         return ""
 
 
@@ -194,9 +202,11 @@ def apt_run(id: str, *argv: str) -> tuple[int, str]:
         "-o",
         "Dpkg::Options::=--force-confold",
     )
-    # What we hold is ours to move; a lower version still is refused.
-    install = ("--no-install-recommends", "--allow-change-held-packages")
-    extra = install if argv[0] == "install" else ("-o", "Acquire::Retries=1")
+    # What we hold is ours to move or remove; a lower version still is refused.
+    extra = {
+        "install": ("--no-install-recommends", "--allow-change-held-packages"),
+        "purge": ("--allow-change-held-packages",),
+    }.get(argv[0], ("-o", "Acquire::Retries=1"))
     process = subprocess.Popen(
         ["apt-get", *options, *extra, *argv],
         stdin=subprocess.DEVNULL,
