@@ -75,6 +75,7 @@ def test_no_file_names_a_registrys_host_or_a_path_of_one_machine() -> None:
         "py" + "pi.org",
         "files.python" + "hosted.org",
         "registry." + "npmjs.org",
+        "repo1." + "maven.org",
         "archive." + "ubuntu.com",
     )
     found = []
