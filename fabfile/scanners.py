@@ -17,6 +17,12 @@ from fabfile.settings import Settings
 SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 LONGEST = 10 * 365 * 86400
 FOLDERS = {"elastic": elastic_store.FOLDER, "embedded": collector.FOLDER}
+# What the licences of free GeoIP data ask for, by a mark of their kind.
+CREDITS = {
+    "dbip": " IP geolocation by DB-IP, https://db-ip.com",
+    "city ipv": " IP geolocation by DB-IP, https://db-ip.com",
+    "geolite2": " This product includes GeoLite2 data created by MaxMind, https://www.maxmind.com",
+}
 # Of two programs the first one that is there: a host may have another stack than the operator's settings say.
 EITHER = (
     'for program in "$1" "$2"; do [ ! -e "$program" ] || { shift 2; exec /usr/bin/python3 -B "$program" "$@"; }; done; '
@@ -86,11 +92,7 @@ def geo(known: dict[str, Any]) -> str:
     if not known["kinds"]:
         return "No GeoIP database is there, so no country is known: see the setting geo_source."
     days = (time.time() - known["built"]) / 86400
-    credit = (
-        " IP geolocation by DB-IP, https://db-ip.com"
-        if "dbip" in known["kinds"].lower() or "city ipv" in known["kinds"]
-        else ""
-    )
+    credit = "".join(words for mark, words in CREDITS.items() if mark in known["kinds"].lower())
     return f"Places are approximate, by a database ({known['kinds']}) that is {days:.0f} days old.{credit}"
 
 

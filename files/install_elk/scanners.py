@@ -18,7 +18,8 @@ from documents import SCANS, built, clauses, compact, network_of, now, search, t
 from query import Query
 
 PIPELINE = "/etc/logstash/conf.d/knockmap-*.conf"
-BUNDLED = "/usr/share/logstash/vendor/bundle/jruby/*/gems/logstash-filter-geoip-*/vendor/*.mmdb"
+# As Logstash packages them; they have no version in their name.
+BUNDLED = ("/usr/share/logstash/vendor/**/GeoLite2-City.mmdb", "/usr/share/logstash/vendor/**/GeoLite2-ASN.mmdb")
 PLACE = {"country": "source.geo.country_iso_code", "city": "source.geo.city_name"}
 BUCKETS = 10_000  # addresses in one answer
 
@@ -106,7 +107,7 @@ def databases() -> list[str]:
     for path in glob.glob(PIPELINE):
         with open(path, encoding="utf-8") as file:
             named += re.findall(r"^\s*database\s*=>\s*[\"']([^\"']+)", file.read(), re.M)
-    return named or sorted(glob.glob(BUNDLED))
+    return named or [path for pattern in BUNDLED for path in glob.glob(pattern, recursive=True)]
 
 
 def main() -> None:
