@@ -57,16 +57,16 @@ def elastic(mirrors: dict[str, dict[str, str]]) -> dict[str, str]:
 
 def shell(box: Box, script: str) -> str:
     """What a script prints on the box; it must go well."""
-    status, out, error = box.run(["sh", "-c", script])
-    assert status == 0, (script, out, error)
+    status, out = box.run(["sh", "-c", script])
+    assert status == 0, (script, out)
     return out
 
 
 def python(box: Box, source: str) -> Any:
     """What a Python source puts into `answer`, with the client on the box as `es`."""
     program = f"import json,sys\nsys.path.insert(0,{FOLDER!r})\nimport elasticsearch as es\n{source}\nprint(json.dumps(answer))"
-    status, out, error = box.run(["/usr/bin/python3", "-B", "-c", program])
-    assert status == 0, error
+    status, out = box.run(["/usr/bin/python3", "-B", "-c", program])
+    assert status == 0, out
     return json.loads(out)
 
 

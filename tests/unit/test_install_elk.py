@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from cryptography import x509
@@ -250,7 +250,7 @@ def test_logstash_alone_has_an_epoch() -> None:
 
 def test_packages_come_from_a_folder_only_if_all_are_in_it(tmp_path: Path) -> None:
     chosen = Settings(elastic_packages=str(tmp_path))
-    with pytest.raises(SettingError, match="must hold one elasticsearch-9.5.2"):
+    with pytest.raises(SettingError, match=r"must hold one elasticsearch-9\.5\.2"):
         elastic_source.package(chosen, "elasticsearch")
     (tmp_path / "elasticsearch-9.5.2-amd64.deb").write_bytes(b"deb")
     package = elastic_source.package(chosen, "elasticsearch")
@@ -346,7 +346,7 @@ def test_packages_brought_along_are_asked_for_by_hash_installed_and_not_left_beh
     sent = zlib.compress(b"the package")
     package = Package("elasticsearch=9.5.2", hold=True, debs=(deb,))
     events = run(package, answer=b"%d\n" % len(sent) + sent + b"0\n")
-    assert [e["event"] for e in events][0] == "need" and statuses(events) == ["changed"]
+    assert events[0]["event"] == "need" and statuses(events) == ["changed"]
     installed = re.search(r"packages (\S+)$", (root / "did").read_text(), re.M)
     assert installed and installed[1].endswith(".elasticsearch-9.5.2-amd64.deb")
     assert list((root / "var/lib/knockmap/incoming").iterdir()) == []
@@ -445,7 +445,7 @@ def test_a_unit_that_does_not_come_fails_with_its_last_words_and_the_usual_cause
 class Api(http.server.BaseHTTPRequestHandler):
     """A double of the one part of Elasticsearch that Rest talks to: documents at paths, behind a login."""
 
-    documents: dict[str, Any] = {}
+    documents: ClassVar[dict[str, Any]] = {}
     kept = False
 
     def answer(self, status: int, document: Any) -> None:
