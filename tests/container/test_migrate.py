@@ -16,6 +16,7 @@ from box import Box
 from box.attack import attack
 
 from tests.container.conftest import Fab
+from tests.container.test_apache_proxy import scan
 from tests.container.test_undo import snapshot
 
 FabCommand = Callable[..., Fab]
@@ -27,8 +28,8 @@ BEFORE: dict[str, Any] = {}
 
 
 def shell(box: Box, script: str) -> str:
-    status, out, error = box.run(["sh", "-c", script])
-    assert status == 0, (script, out, error)
+    status, out = box.run(["sh", "-c", f"{{ {script}\n}} 2>&1"])
+    assert status == 0, (script, out)
     return out
 
 
@@ -154,6 +155,11 @@ def test_no_secret_stands_anywhere_else_than_where_it_is_needed(elastic_box: Box
         assert others == [], name
         assert shell(elastic_box, f"find {' '.join(found)} -perm /004") == "", name
     shell(elastic_box, "rm /root/.looked-for")
+
+
+def test_from_outside_only_sshd_and_apache_answer(elastic_box: Box) -> None:
+    found = scan(elastic_box)
+    assert len(found) == 2 and set(map(tuple, found.values())) == {(80, 443, 2222)}, found
 
 
 def test_undo_of_both_stacks_leaves_the_box_as_it_was(
