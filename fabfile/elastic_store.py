@@ -100,6 +100,21 @@ def documents(settings: Settings) -> list[Resource]:
     ]
 
 
+def watch(settings: Settings) -> list[Resource]:
+    """The watch on size; the lifecycle of a data stream knows ages only."""
+    service, timer = (
+        File(f"/etc/systemd/system/{name.removesuffix('.j2')}", text=render(f"install_elk/{name}", **values))
+        for name, values in (
+            (
+                "knockmap-data-stream.service.j2",
+                {"program": DATA_STREAM, "megabytes": settings.elastic_retention_megabytes},
+            ),
+            ("knockmap-data-stream.timer", {}),
+        )
+    )
+    return [service, timer, Service("knockmap-data-stream.timer", restart_on=(timer,))]
+
+
 def resources(settings: Settings) -> list[Resource]:
     """In order of application. The package sets up TLS by itself and starts nothing; nothing listens before our files are there."""
     heap = settings.elastic_heap or "@@fact.elasticsearch_heap@@"
@@ -116,5 +131,6 @@ def resources(settings: Settings) -> list[Resource]:
         ),
         *documents(settings),
         Command("the data stream follows its template", (DATA_STREAM, "roll"), unless=(DATA_STREAM, "check")),
+        *watch(settings),
         Command("Elasticsearch is healthy", (UNITS, "heal"), unless=(UNITS, "healthy")),
     ]

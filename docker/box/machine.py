@@ -50,12 +50,15 @@ class Box:
         """Exit status and output of a command inside, by Docker: to look, never to prove that a login works."""
         return inside(images.client().containers.get(self.container), argv)
 
-    def restart(self) -> None:
-        """A reboot: everything in /run is gone, the network is new, addresses and ports are the same."""
+    def restart(self, seconds: float = 30) -> None:
+        """A reboot: everything in /run is gone, the network is new, addresses and ports are the same.
+
+        `seconds` is how long what was deployed may take to start.
+        """
         engine = images.client()
         container = engine.containers.get(self.container)
         container.restart(timeout=20)
-        wait_for_systemd(container)
+        wait_for_systemd(container, seconds)
         # The relay looks at the network namespace of the box, and that is a new one.
         inside(container, ["rm", "-f", OVERRUNS])
         engine.containers.get(relay_name(self.name)).restart(timeout=1)

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import re
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -37,6 +38,11 @@ from fabfile.engine.resources import (
 from fabfile.settings import SettingError, Settings, load
 from tests.unit import mmdb
 from tests.unit.test_agent import ME, Run, program_in, root, run, statuses, undo  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "files" / "install_elk"))
+
+import data_stream  # noqa: E402
+import security  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -667,3 +673,33 @@ def test_settings_that_cannot_be_are_refused_by_name(section: dict[str, Any], sa
 def test_deploy_installs_it_by_default() -> None:
     assert "install_elk" in fabfile.plan(Settings())
     assert "install_elk" not in fabfile.plan(Settings(stack="embedded", geo_source="none"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "gone"),
+    [
+        ([10, 10, 10], 30, []),
+        ([10, 10, 10], 29, ["0"]),
+        ([10, 10, 10], 5, ["0", "1"]),  # never the one that is written to
+        ([50], 5, []),
+        ([], 5, []),
+    ],
+)
+def test_the_oldest_indices_go_and_never_the_one_that_is_written_to(
+    sizes: list[int], limit: int, gone: list[str]
+) -> None:
+    assert data_stream.surplus([(str(number), size) for number, size in enumerate(sizes)], limit) == gone
+
+
+@pytest.mark.parametrize(
+    ("have", "fits"),
+    [
+        ({"cluster": ["b", "a"], "indices": [], "run_as": [], "metadata": {}}, True),
+        ({"cluster": ["a", "b"], "indices": [], "run_as": ["root"]}, False),
+        ({"cluster": ["a", "b", "all"], "indices": []}, False),
+        ({"cluster": ["a"], "indices": []}, False),
+        (None, False),
+    ],
+)
+def test_a_key_with_more_or_less_than_it_shall_have_is_no_valid_one(have: Any, fits: bool) -> None:
+    assert security.holds({"cluster": ["a", "b"], "indices": []}, have) is fits
