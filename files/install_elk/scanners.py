@@ -19,7 +19,10 @@ from query import Query
 
 PIPELINE = "/etc/logstash/conf.d/knockmap-*.conf"
 # As Logstash packages them; they have no version in their name.
-BUNDLED = ("/usr/share/logstash/vendor/**/GeoLite2-City.mmdb", "/usr/share/logstash/vendor/**/GeoLite2-ASN.mmdb")
+BUNDLED = (
+    "/usr/share/logstash/vendor/**/GeoLite2-City.mmdb",
+    "/usr/share/logstash/vendor/**/GeoLite2-ASN.mmdb",
+)
 PLACE = {"country": "source.geo.country_iso_code", "city": "source.geo.city_name"}
 BUCKETS = 10_000  # addresses in one answer
 
