@@ -9,7 +9,8 @@ from fabric import Connection  # type: ignore[import-untyped]
 from invoke.collection import Collection
 
 import fabfile.engine  # noqa: F401 - before all others of ours, since it lets Python keep what it compiles
-from fabfile import doctor, export, scanners, users
+from fabfile import doctor, export, migrate, scanners, users
+from fabfile.elastic_pipeline import elsewhere
 from fabfile.engine import fleet
 from fabfile.engine.converge import undo as put_back
 from fabfile.engine.converge import while_connecting
@@ -33,10 +34,15 @@ TASKS = tuple(dict.fromkeys((*SENSOR, *STACKS["elastic"], *STACKS["embedded"])))
 modules = {name: importlib.import_module(f"fabfile.{name}") for name in TASKS}
 
 
+def of_stack(chosen: Settings) -> tuple[str, ...]:
+    """The tasks of the chosen stack. A box that ships its events elsewhere has nothing to show."""
+    return ("install_elk",) if chosen.stack == "elastic" and elsewhere(chosen) else STACKS[chosen.stack]
+
+
 def plan(chosen: Settings) -> Plan:
     """What `deploy` makes of a target after harden_ssh: the lists of its tasks, in order. Raises UsageError."""
     # harden_ssh makes its own part: it depends on how the operator logged in.
-    return {name: modules[name].resources(chosen) for name in (*SENSOR[1:], *STACKS[chosen.stack])}
+    return {name: modules[name].resources(chosen) for name in (*SENSOR[1:], *of_stack(chosen))}
 
 
 @host_task
@@ -94,7 +100,7 @@ def undo(
 
 
 ns = Collection(deploy, undo)
-for module in (*modules.values(), scanners, export, doctor):
+for module in (*modules.values(), scanners, export, migrate, doctor):
     for found in vars(module).values():
         if isinstance(found, fleet.HostTask) and found.name not in ns.task_names:
             ns.add_task(found)
