@@ -26,6 +26,7 @@ PORTS = {9200: "Elasticsearch", 9300: "Elasticsearch's transport", 9600: "Logsta
 TYPES = {"@timestamp": "date", "source.ip": "ip", "source.geo.location": "geo_point"}
 WRONG = re.compile(r"\b(?:ERROR|FATAL)\b|[Ff]atal exception")
 CONSEQUENCE = re.compile(r"stopped processing|did not exit normally")  # of what was said before
+THROWN = re.compile(r"[\w.$]+(?:Exception|Error): ")
 MANY_FAILURES, MUCH_OF_ALL = 20, 0.1  # more lines than these that no pattern fits are a flood of them
 
 
@@ -61,9 +62,12 @@ def complaint(name: str, path: str = "") -> str:
 
 
 def last_error(lines: Sequence[str]) -> str:
-    """In brackets; "" if there is none."""
-    said = [line.strip() for line in lines if WRONG.search(line) and not CONSEQUENCE.search(line)]
-    return f" ({said[-1][:300]})" if said else ""
+    """In brackets; "" if there is none. Java says what happened in the line behind its complaint."""
+    found = ""
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if WRONG.search(line) and not CONSEQUENCE.search(line):
+            found = (after if THROWN.match(after) else line).strip()
+    return f" ({found[:300]})" if found else ""
 
 
 # --- packages ---------------------------------------------------------------------------------------------------
@@ -184,7 +188,8 @@ def node(target: Target) -> Link:
     if state == "inactive":
         return bad("Elasticsearch is stopped, so nothing is stored or shown", AGAIN)
     if state != "active":
-        return bad(f"Elasticsearch does not come up ({state}){touched(edited)}{complaint(UNIT, LOG)}", words)
+        why = f"{touched(edited)}{complaint(UNIT, LOG)}"
+        return bad(f"Elasticsearch does not come up ({state}){why}", AGAIN if edited else words)
     try:
         status, answer = call("GET", "/", auth="none", timeout=10)
     except Unreachable as error:

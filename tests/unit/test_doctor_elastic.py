@@ -169,6 +169,9 @@ def test_of_a_programs_last_words_the_cause_is_told_and_not_its_consequence() ->
     ]
     assert elastic.last_error(lines).startswith(" ([ERROR][logstash.agent] Failed")
     assert elastic.last_error(lines[2:]) == ""
+    boot = ["[ERROR][o.e.b.Elasticsearch] [box] fatal exception while booting Elasticsearch"]
+    thrown = "java.lang.IllegalArgumentException: unknown setting [zen.nonsense]"
+    assert elastic.last_error([*boot, thrown, "\tat org.elasticsearch"]) == f" ({thrown})"
 
 
 @pytest.mark.parametrize(
