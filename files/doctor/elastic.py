@@ -111,9 +111,9 @@ def ports(target: Target) -> Link:
     for port, address in found.items():
         if not address.startswith(("127.", "[::1]", "[::ffff:127.")):
             task = "{fab} kibana" if port == 5601 else AGAIN
-            return bad(
-                f"port {port} of {PORTS[port]} is open on {address}, and is to be on loopback only", task
-            )
+            whose = f"port {port} of {PORTS[port]}"
+            where = "all addresses" if address in ("*", "0.0.0.0", "[::]") else address  # noqa: S104 - it is looked for
+            return bad(f"{whose} is open on {where}, and is to be on loopback only", task)
     return ok(f"{', '.join(map(str, sorted(found))) or 'none'} on loopback only")
 
 
