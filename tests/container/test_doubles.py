@@ -368,6 +368,19 @@ def test_a_data_stream_takes_a_document_once_and_only_from_who_may(node: Node) -
     )
 
 
+def test_a_template_does_not_change_the_retention_of_a_data_stream_that_is_there(node: Node) -> None:
+    def kept() -> str:
+        (stream,) = node.send("GET", "/_data_stream/logs-iptables.ssh-default", {})[1]["data_streams"]
+        return str(stream["lifecycle"]["data_retention"])
+
+    template = node.send("GET", "/_index_template/test", {})[1]["index_templates"][0]["index_template"]
+    template["template"]["lifecycle"]["data_retention"] = "60d"
+    assert node.send("PUT", "/_index_template/test", template)[0] == 200 and kept() == "30d"
+    path = "/_data_stream/logs-iptables.ssh-default/_lifecycle"
+    assert node.send("PUT", path, {"data_retention": "60d"})[0] == 200 and kept() == "60d"
+    assert node.send("PUT", path, {"data_retention": "long"})[0] == 400
+
+
 def test_a_service_token_of_one_name_is_made_once(node: Node) -> None:
     path = "/_security/service/elastic/kibana/credential/token/test"
     assert [node.ask("POST", path)[0] for _ in range(2)] == [200, 409]
