@@ -81,7 +81,10 @@ class Installed:
 @pytest.fixture(scope="module")
 def installed(sourced: Box, elastic: dict[str, str]) -> Installed:
     version = elastic["KNOCKMAP_ELASTIC_VERSION"]
-    return Installed(sourced, shell(sourced, f"apt-get install -y elasticsearch={version} curl 2>&1"))
+    said = shell(sourced, f"apt-get install -y elasticsearch={version} curl 2>&1")
+    # By itself it takes half of this machine's memory, at once, also to find that it is not to start.
+    shell(sourced, "printf '%s\\n' -Xms512m -Xmx512m >/etc/elasticsearch/jvm.options.d/test.options")
+    return Installed(sourced, said)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,6 @@ class Node:
 @pytest.fixture(scope="module")
 def node(installed: Installed) -> Iterator[Node]:
     box = installed.box
-    shell(box, "printf '%s\\n' -Xms512m -Xmx512m >/etc/elasticsearch/jvm.options.d/test.options")
     shell(box, "systemctl daemon-reload; systemctl start elasticsearch")
     lines = shell(box, RESET).splitlines()
     assert len(lines) == 1
@@ -264,7 +266,8 @@ def test_elasticsearch_does_not_start_with(installed: Installed, line: str, reas
     try:
         status, out = did(box, "systemctl start elasticsearch")
         why = shell(
-            box, "journalctl -u elasticsearch -n 60 --no-pager; cat /var/log/elasticsearch/*.log 2>&1; true"
+            box,
+            "journalctl -u elasticsearch -n 60 --no-pager; cat /var/log/elasticsearch/elasticsearch.log 2>&1; true",
         )
     finally:
         shell(box, f"cp -a /root/kept.yml {YML}; systemctl reset-failed elasticsearch")
@@ -363,6 +366,19 @@ def test_a_data_stream_takes_a_document_once_and_only_from_who_may(node: Node) -
         and stream["lifecycle"]["data_retention"] == "30d"
         and stream["status"] == "GREEN"
     )
+
+
+def test_a_template_does_not_change_the_retention_of_a_data_stream_that_is_there(node: Node) -> None:
+    def kept() -> str:
+        (stream,) = node.send("GET", "/_data_stream/logs-iptables.ssh-default", {})[1]["data_streams"]
+        return str(stream["lifecycle"]["data_retention"])
+
+    template = node.send("GET", "/_index_template/test", {})[1]["index_templates"][0]["index_template"]
+    template["template"]["lifecycle"]["data_retention"] = "60d"
+    assert node.send("PUT", "/_index_template/test", template)[0] == 200 and kept() == "30d"
+    path = "/_data_stream/logs-iptables.ssh-default/_lifecycle"
+    assert node.send("PUT", path, {"data_retention": "60d"})[0] == 200 and kept() == "60d"
+    assert node.send("PUT", path, {"data_retention": "long"})[0] == 400
 
 
 def test_a_service_token_of_one_name_is_made_once(node: Node) -> None:

@@ -8,6 +8,7 @@ import java.util.function.Supplier;
 import org.apache.lucene.analysis.email.UAX29URLEmailTokenizer;
 import org.elasticsearch.action.datastreams.DeleteDataStreamAction;
 import org.elasticsearch.action.datastreams.GetDataStreamAction;
+import org.elasticsearch.action.datastreams.lifecycle.PutDataStreamLifecycleAction;
 import org.elasticsearch.cluster.node.DiscoveryNodes;
 import org.elasticsearch.common.settings.SecureSetting;
 import org.elasticsearch.common.settings.Setting;
@@ -15,20 +16,18 @@ import org.elasticsearch.features.NodeFeature;
 import org.elasticsearch.index.analysis.PreConfiguredTokenFilter;
 import org.elasticsearch.index.analysis.TokenFilterFactory;
 import org.elasticsearch.index.analysis.TokenizerFactory;
-import org.elasticsearch.index.mapper.Mapper;
 import org.elasticsearch.indices.analysis.AnalysisModule.AnalysisProvider;
 import org.elasticsearch.plugins.ActionPlugin;
 import org.elasticsearch.plugins.AnalysisPlugin;
-import org.elasticsearch.plugins.MapperPlugin;
 import org.elasticsearch.plugins.Plugin;
 import org.elasticsearch.rest.RestHandler;
 
 /**
  * A DOUBLE of what the server of Maven Central lacks and we cannot do without: of the module analysis-common the parts
- * that the index .security is made of; of rest-root the answer of GET /; of data-streams the two calls that read and
- * remove a data stream; of spatial the field type geo_shape.
+ * that the index .security is made of; of rest-root the answer of GET /; of data-streams the calls that read and
+ * remove a data stream, and that store its lifecycle.
  */
-public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugin, MapperPlugin {
+public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugin {
 
     /** Auto-configuration writes these into the keystore for a module that is absent, and an unknown setting is an error. */
     @Override
@@ -38,11 +37,6 @@ public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugi
             SecureSetting.secureString(prefix + "active_password_id", null),
             Setting.prefixKeySetting(prefix + "password.", key -> SecureSetting.secureString(key, null))
         );
-    }
-
-    @Override
-    public Map<String, Mapper.TypeParser> getMappers() {
-        return Map.of("geo_shape", GeoShape.PARSER);
     }
 
     @Override
@@ -68,7 +62,8 @@ public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugi
         return List.of(
             new ActionHandler(Root.TYPE, Root.class),
             new ActionHandler(GetDataStreamAction.INSTANCE, GetDataStreams.class),
-            new ActionHandler(DeleteDataStreamAction.INSTANCE, DeleteDataStreams.class)
+            new ActionHandler(DeleteDataStreamAction.INSTANCE, DeleteDataStreams.class),
+            new ActionHandler(PutDataStreamLifecycleAction.INSTANCE, PutLifecycle.class)
         );
     }
 
@@ -78,6 +73,6 @@ public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugi
         Supplier<DiscoveryNodes> nodes,
         Predicate<NodeFeature> features
     ) {
-        return List.of(new Root.Rest(), new GetDataStreams.Rest(), new DeleteDataStreams.Rest());
+        return List.of(new Root.Rest(), new GetDataStreams.Rest(), new DeleteDataStreams.Rest(), new PutLifecycle.Rest());
     }
 }
