@@ -23,6 +23,14 @@ FOLDER = "/usr/local/lib/knockmap/install_elk"
 # In order of need: the first is the client that the others call.
 PROGRAM_FILES = ("elasticsearch.py", "security.py", "data_stream.py", "units.py", "logstash.py")
 SECURITY, DATA_STREAM, UNITS, LOGSTASH = (f"{FOLDER}/{name}" for name in PROGRAM_FILES[1:])
+# What `scanners`, `export` and `migrate` run, and what they share with the embedded stack.
+REPORT_FILES = (
+    "install_elk/documents.py",
+    "install_elk/scanners.py",
+    "install_elk/export.py",
+    "install_elk/migrate.py",
+)
+SHARED_FILES = ("dashboard/query.py", "collector/countries.py")
 ETC, PORT = "/etc/elasticsearch", 9200
 CA = f"{ETC}/certs/http_ca.crt"
 UNIT = "elasticsearch.service"
@@ -33,7 +41,11 @@ def programs() -> list[Resource]:
     files = (
         File(f"{FOLDER}/{name}", text=render(f"install_elk/{name}"), mode=0o755) for name in PROGRAM_FILES
     )
-    return [PROGRAMS, Directory(FOLDER), *files]
+    reports = (
+        File(f"{FOLDER}/{source.split('/')[1]}", text=render(source))
+        for source in REPORT_FILES + SHARED_FILES
+    )
+    return [PROGRAMS, Directory(FOLDER), *files, *reports]
 
 
 def requirements(settings: Settings) -> list[Resource]:

@@ -64,15 +64,16 @@ class Box:
         engine.containers.get(relay_name(self.name)).restart(timeout=1)
         wait_for_relay(container)
 
-    def add_log(self, name: str, lines: Iterable[bytes]) -> None:
-        """One more file of the iptables log, owned as the log is, which the collector finds by itself."""
+    def add_log(self, name: str, lines: Iterable[bytes], folder: str = "/var/log") -> None:
+        """One more file of log lines, for the group that `folder`'s own log or else `folder` has."""
         data, packed = b"".join(lines), io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode, entry.mtime = len(data), 0o640, int(time.time())
-            entry.gid = int(self.run(["stat", "-c", "%g", "/var/log/iptables.log"])[1])
+            owner = "/var/log/iptables.log" if folder == "/var/log" else folder
+            entry.gid = int(self.run(["stat", "-c", "%g", owner])[1])
             tar.addfile(entry, io.BytesIO(data))
-        images.client().containers.get(self.container).put_archive("/var/log", packed.getvalue())
+        images.client().containers.get(self.container).put_archive(folder, packed.getvalue())
 
     def overruns(self) -> int:
         """How many lines, of any box, the kernel overwrote before the relay read them; 0: counts are true."""
