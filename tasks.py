@@ -54,14 +54,33 @@ def check(c: Context) -> None:
     help={
         "fast": "Unit tests only: no Docker, no network, under 10 s.",
         "releases": "Releases of the test boxes, such as trixie,bookworm.",
+        "elastic_mirror": "URL of Elastic's apt repository or a mirror of it; default: the doubles of tests/doubles.",
+        "elastic_packages": "A folder with Elastic's three .deb files, in place of a mirror.",
+        "elastic_version": "The version of them to install.",
+        "elastic_next": "A later version in that mirror, for the test of an upgrade.",
     }
 )
-def test(c: Context, fast: bool = False, releases: str = "trixie") -> None:
+def test(
+    c: Context,
+    fast: bool = False,
+    releases: str = "trixie",
+    elastic_mirror: str = "",
+    elastic_packages: str = "",
+    elastic_version: str = "",
+    elastic_next: str = "",
+) -> None:
     """Check, then test everything: units, then every task on real boxes."""
     check(c)
     # The tests of one module share a box, so a module stays on one worker.
     suites = "tests/unit" if fast else "tests/unit tests/container --dist loadfile"
-    if not run(c, f"pytest -q -n 2 {suites}", BOX_RELEASES=releases):
+    chosen = {
+        "mirror": elastic_mirror,
+        "packages": elastic_packages,
+        "version": elastic_version,
+        "next": elastic_next,
+    }
+    options = "".join(f" --elastic-{name}={shlex.quote(value)}" for name, value in chosen.items() if value)
+    if not run(c, f"pytest -q -n 2 {suites}{'' if fast else options}", BOX_RELEASES=releases):
         raise Exit("test: no", code=1)
 
 

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -Bs
 """On the target: who Kibana is to Elasticsearch (a service token), and who its visitors are (a user that reads).
 
 access.py check     exit 0 if token, role and user are as they shall be

@@ -21,10 +21,20 @@ import testinfra
 from box import Box, down, up
 from testinfra.host import Host
 
+from tests.container import elastic as packages
+
 ROOT = Path(__file__).parents[2]
 RELEASES = os.environ.get("BOX_RELEASES", "trixie").split(",")
 numbers = itertools.count(1)
 NewBox = Callable[..., Box]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    packages.add_options(parser)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    terminalreporter.write_line(f"Elastic stack tested with: {packages.label(config)}")
 
 
 @pytest.fixture(scope="module", params=RELEASES)
@@ -124,9 +134,34 @@ def fab(operator: dict[str, str]) -> Callable[..., Fab]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=900,  # packages of Elastic are large
             check=False,
         )
         return Fab(done.returncode, done.stdout)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def elastic(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Settings (environment) for a deploy of the Elastic stack, from whichever packages: `fab(box, "deploy", **elastic)`."""
+    with packages.settings(request.config, request.config.getoption("--elastic-version")) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def elastic_next(request: pytest.FixtureRequest, elastic: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The same for a later version, whose repository has the first one, too."""
+    later = request.config.getoption("--elastic-next") or packages.NEXT
+    if packages.real(request.config) and not request.config.getoption("--elastic-next"):
+        pytest.skip("which version is the next one there must be said: --elastic-next VERSION")
+    with packages.settings(request.config, later, elastic["KNOCKMAP_ELASTIC_VERSION"]) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def elastic_box(request: pytest.FixtureRequest, worker_id: str, release: str) -> Iterator[Box]:
+    """The module's box for the Elastic stack; as many stand at a time as there is memory for."""
+    packages.refuse_old(request.config, release)
+    with packages.turn(), boxes(worker_id) as make:
+        yield make(release)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from box import Box, attack
 
+from tests.container import elastic as packages
 from tests.container.conftest import Fab, NewBox
 from tests.doubles import repository
 
@@ -27,34 +28,8 @@ CHAIN = ("iptables-log", "syslog-route", "install-elk")
 
 
 @pytest.fixture(scope="module")
-def release() -> str:
-    return "trixie"  # the Java runtime in the double of Elasticsearch's package wants its C library
-
-
-@pytest.fixture(scope="module")
-def mirrors() -> Iterator[dict[str, dict[str, str]]]:
-    """Settings for a repository with one version, and with the next one beside it."""
-    built = {"9.5.2": repository.build("9.5.2"), "9.5.3": repository.build("9.5.2", "9.5.3")}
-    with (
-        repository.serving(built["9.5.2"].folder) as old,
-        repository.serving(built["9.5.3"].folder) as new,
-    ):
-        yield {
-            version: {
-                "KNOCKMAP_STACK": "elastic",
-                "KNOCKMAP_ELASTIC_VERSION": version,
-                "KNOCKMAP_ELASTIC_MIRROR": url,
-                "KNOCKMAP_ELASTIC_KEY": str(built[version].key),
-                "KNOCKMAP_ELASTIC_FINGERPRINT": built[version].fingerprint,
-                "KNOCKMAP_ELASTIC_HEAP": "512",
-            }
-            for version, url in (("9.5.2", old), ("9.5.3", new))
-        }
-
-
-@pytest.fixture(scope="module")
-def elastic(mirrors: dict[str, dict[str, str]]) -> dict[str, str]:
-    return mirrors["9.5.2"]
+def box(elastic_box: Box) -> Box:
+    return elastic_box
 
 
 def shell(box: Box, script: str) -> str:
@@ -288,10 +263,17 @@ def test_the_password_of_the_package_lets_nobody_in(box: Box) -> None:
     assert status == 401
 
 
-def test_no_version_moves_by_itself(box: Box) -> None:
+def test_no_version_moves_by_itself(
+    fab: FabCommand, box: Box, elastic_next: dict[str, str], elastic: dict[str, str]
+) -> None:
+    """Not even with a newer one in the archive and the hold released: apt prefers the version that is set."""
     assert set(shell(box, "apt-mark showhold").split()) >= {"elasticsearch", "logstash"}
-    policy = shell(box, "apt-mark unhold elasticsearch >/dev/null; apt-cache policy elasticsearch")
-    assert "995" in policy
+    newer = {**elastic_next, "KNOCKMAP_ELASTIC_VERSION": elastic["KNOCKMAP_ELASTIC_VERSION"]}
+    assert fab(box, "install-elk", **newer).rc == 0
+    shell(box, "apt-mark unhold elasticsearch logstash && apt-get update -q")
+    assert elastic_next["KNOCKMAP_ELASTIC_VERSION"] in shell(box, "apt-cache madison elasticsearch")
+    assert not re.search(r"^Inst (elasticsearch|logstash)", shell(box, "apt-get -s dist-upgrade"), re.M)
+    assert fab(box, "install-elk", **elastic).rc == 0
 
 
 def test_drift_is_repaired(fab: FabCommand, box: Box, elastic: dict[str, str]) -> None:
@@ -299,12 +281,14 @@ def test_drift_is_repaired(fab: FabCommand, box: Box, elastic: dict[str, str]) -
     key = shell(box, f"cat {SECRETS}/reader_key").partition(":")[0]
     assert call(box, "DELETE", "/_security/api_key", {"ids": [key]})[0] == 200
     shell(box, "systemctl disable -q --now logstash; chmod 644 /etc/logstash/knockmap.env")
-    shell(box, "echo 'http.host: 0.0.0.0' >/etc/elasticsearch/elasticsearch.yml")
+    shell(
+        box, "echo 'http.host: 0.0.0.0' >/etc/elasticsearch/elasticsearch.yml; apt-mark unhold elasticsearch"
+    )
     repaired = fab(box, "install-elk", **elastic)
     assert repaired.rc == 0, repaired.out
     changed = re.findall(r"^changed +(\S+)", repaired.out, re.M)
     assert set(changed) >= {
-        "package:elasticsearch",  # the hold, released by the test before
+        "package:elasticsearch",
         "file:/etc/elasticsearch/elasticsearch.yml",
         "service:elasticsearch.service",
         "rest:/_component_template/knockmap-settings",
@@ -423,19 +407,19 @@ def test_goes_on_after_a_reboot(fab: FabCommand, box: Box, elastic: dict[str, st
 
 
 def test_a_higher_version_is_one_setting_and_a_lower_one_is_refused(
-    fab: FabCommand, box: Box, mirrors: dict[str, dict[str, str]]
+    fab: FabCommand, box: Box, elastic: dict[str, str], elastic_next: dict[str, str]
 ) -> None:
-    stored = count(box, 0)
-    upgraded = fab(box, "install-elk", **mirrors["9.5.3"])
+    stored, higher = count(box, 0), elastic_next["KNOCKMAP_ELASTIC_VERSION"]
+    upgraded = fab(box, "install-elk", **elastic_next)
     assert upgraded.rc == 0, upgraded.out
     versions = shell(box, r"dpkg-query -W -f '${Version} ' elasticsearch logstash").split()
-    assert versions == ["9.5.3", "1:9.5.3-1"]
+    assert versions == [higher, f"1:{higher}-1"]
     assert set(shell(box, "apt-mark showhold").split()) >= {"elasticsearch", "logstash"}
-    assert call(box, "GET", "/")[1]["version"]["number"] == "9.5.3"
+    assert call(box, "GET", "/")[1]["version"]["number"] == higher
     assert count(box, stored) == stored
-    assert ", 0 changed, 0 failed" in fab(box, "install-elk", **mirrors["9.5.3"]).last
-    refused = fab(box, "install-elk", **mirrors["9.5.2"])
-    assert refused.rc == 1 and "set elastic_version = 9.5.3" in refused.out
+    assert ", 0 changed, 0 failed" in fab(box, "install-elk", **elastic_next).last
+    refused = fab(box, "install-elk", **elastic)
+    assert refused.rc == 1 and f"set elastic_version = {higher}" in refused.out
 
 
 def test_undo_leaves_neither_files_nor_packages_nor_data(
@@ -460,15 +444,18 @@ def test_undo_leaves_neither_files_nor_packages_nor_data(
 
 
 def test_packages_brought_along_need_no_archive(
-    fab: FabCommand, new_box: NewBox, elastic: dict[str, str]
+    fab: FabCommand, new_box: NewBox, elastic: dict[str, str], release: str, request: pytest.FixtureRequest
 ) -> None:
     """Also to a box that reaches no apt source at all."""
-    box = new_box("trixie")
+    if "KNOCKMAP_ELASTIC_PACKAGES" not in elastic and packages.real(request.config):
+        pytest.skip("there are no .deb files here: --elastic-packages FOLDER")
+    packages.refuse_old(request.config, release)
+    box = new_box(release)
     assert fab(box, "syslog-route", **elastic).rc == 0
     shell(box, "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*")
-    folder = repository.build("9.5.2").folder / "pool"
+    folder = repository.build(elastic["KNOCKMAP_ELASTIC_VERSION"]).folder / "pool"
     offline = {name: value for name, value in elastic.items() if "MIRROR" not in name}
-    done = fab(box, "install-elk", **offline, KNOCKMAP_ELASTIC_PACKAGES=str(folder))
+    done = fab(box, "install-elk", **{"KNOCKMAP_ELASTIC_PACKAGES": str(folder), **offline})
     assert done.rc == 0, done.out
     assert shell(box, "ls /var/lib/knockmap/incoming") == ""
     assert call(box, "GET", "/_cluster/health", auth="reader")[1]["status"] == "green"

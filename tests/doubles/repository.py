@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 VERSION = "9.5.2"
 NAMES = ("elasticsearch", "kibana", "logstash")
 ARCHITECTURES = ("amd64", "arm64")
+PACKERS = ("builder", "deb", "elasticsearch_package", "repository")
 # The Pythons that boxes have, for the compiled parts of what a double brings along: Debian 12, Ubuntu 24.04, Debian 13.
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -96,8 +97,8 @@ def package(name: str, version: str) -> Path:
 def source_hash(name: str) -> str:
     """Of the double's own files, and of what packs them."""
     found = hashlib.sha256()
-    packers = [*HERE.glob("*.py"), *(HERE / "builder").iterdir()]
-    for path in sorted([*packers, *(HERE / name).rglob("*")]):
+    packers = [HERE / f"{module}.py" for module in PACKERS]
+    for path in sorted([*packers, *(HERE / "builder").iterdir(), *(HERE / name).rglob("*")]):
         if path.is_file() and "__pycache__" not in path.parts:
             found.update(f"{path.relative_to(HERE)} {path.stat().st_mode:o}\0".encode() + path.read_bytes())
     return found.hexdigest()[:12]

@@ -41,8 +41,8 @@ from tests.unit.test_agent import ME, Run, program_in, root, run, statuses, undo
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "files" / "install_elk"))
 
-import data_stream  # noqa: E402
-import security  # noqa: E402
+import data_stream
+import security
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -703,3 +703,24 @@ def test_the_oldest_indices_go_and_never_the_one_that_is_written_to(
 )
 def test_a_key_with_more_or_less_than_it_shall_have_is_no_valid_one(have: Any, fits: bool) -> None:
     assert security.holds({"cluster": ["a", "b"], "indices": []}, have) is fits
+
+
+def leaves(document: Any, path: str = "") -> set[str]:
+    if isinstance(document, dict) and set(document) != {"lat", "lon"}:
+        return {leaf for key, value in document.items() for leaf in leaves(value, f"{path}.{key}".strip("."))}
+    return {path}
+
+
+def test_every_field_of_the_pipelines_events_is_mapped() -> None:
+    def fields(properties: Any, path: str = "") -> set[str]:
+        return {
+            field
+            for name, value in properties.items()
+            for field in (
+                fields(value["properties"], f"{path}{name}.") if "properties" in value else {path + name}
+            )
+        }
+
+    mappings = json.loads((FOLDER / "mappings.json").read_text())["template"]["mappings"]
+    events = map(json.loads, (ROOT / "tests/data/iptables-events.ndjson").read_text().splitlines())
+    assert {field for event in events for field in leaves(event)} <= fields(mappings["properties"])

@@ -15,18 +15,20 @@ import org.elasticsearch.features.NodeFeature;
 import org.elasticsearch.index.analysis.PreConfiguredTokenFilter;
 import org.elasticsearch.index.analysis.TokenFilterFactory;
 import org.elasticsearch.index.analysis.TokenizerFactory;
+import org.elasticsearch.index.mapper.Mapper;
 import org.elasticsearch.indices.analysis.AnalysisModule.AnalysisProvider;
 import org.elasticsearch.plugins.ActionPlugin;
 import org.elasticsearch.plugins.AnalysisPlugin;
+import org.elasticsearch.plugins.MapperPlugin;
 import org.elasticsearch.plugins.Plugin;
 import org.elasticsearch.rest.RestHandler;
 
 /**
  * A DOUBLE of what the server of Maven Central lacks and we cannot do without: of the module analysis-common the parts
  * that the index .security is made of; of rest-root the answer of GET /; of data-streams the two calls that read and
- * remove a data stream.
+ * remove a data stream; of spatial the field type geo_shape.
  */
-public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugin {
+public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugin, MapperPlugin {
 
     /** Auto-configuration writes these into the keystore for a module that is absent, and an unknown setting is an error. */
     @Override
@@ -36,6 +38,11 @@ public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugi
             SecureSetting.secureString(prefix + "active_password_id", null),
             Setting.prefixKeySetting(prefix + "password.", key -> SecureSetting.secureString(key, null))
         );
+    }
+
+    @Override
+    public Map<String, Mapper.TypeParser> getMappers() {
+        return Map.of("geo_shape", GeoShape.PARSER);
     }
 
     @Override
