@@ -424,3 +424,10 @@ def test_kill_9_loses_nothing_and_the_same_line_has_the_same_id(
         for action, document in zip(bulk[::2], bulk[1::2], strict=True):
             assert names.setdefault(document["message"], action["create"]["_id"]) == action["create"]["_id"]
     assert len(set(names.values())) == len(lines)
+
+
+def test_a_log_that_cannot_be_read_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader(tmp_path)
+    reader.log.mkdir()  # root may read every file, but no folder
+    assert reader.read() == [] == reader.read()
+    assert caplog.text.count("failed to open file") == 1

@@ -183,8 +183,13 @@ def test(settings: Settings, folder: Path) -> int:
 def lock(settings: Settings) -> Any:
     """Raises ConfigurationError where another instance has the folder of data."""
     folder = Path(settings["path.data"])
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError:
+        raise ConfigurationError(
+            f'Path "{folder}" must be a writable directory. It is not writable.'
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
