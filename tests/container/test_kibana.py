@@ -271,6 +271,25 @@ def test_credentials_tells_the_operators_way(fab: FabCommand, box: Box, elastic:
     assert shell(box, f"cat {SECRETS}/elastic_password").strip() not in shown
 
 
+def test_the_operator_logs_in_by_the_tunnels_form(box: Box) -> None:
+    """What the browser does at the other end of the tunnel: the hint leads to the form, and that to a session."""
+    lines = (
+        "import http.client as h",
+        "c = h.HTTPConnection('127.0.0.1', 5601)",
+        "c.request('GET', '/kibana/app/home?auth_provider_hint=basic1')",
+        "r = c.getresponse(); r.read()",
+        "given = {'username': 'elastic', 'password': es.secret('elastic_password')}",
+        "form = {'providerType': 'basic', 'providerName': 'basic1', 'currentURL': '/', 'params': given}",
+        "sent = {'kbn-xsrf': 'true', 'x-elastic-internal-origin': 'Kibana', 'Content-Type': 'application/json'}",
+        "c.request('POST', '/kibana/internal/security/login', json.dumps(form), sent)",
+        "r2 = c.getresponse(); r2.read()",
+        "answer = [r.status, r.getheader('Location'), r2.status, (r2.getheader('Set-Cookie') or '')[:4]]",
+    )
+    first, where, status, cookie = python(box, "\n".join(lines))
+    assert first == 302 and where.startswith("/kibana/login?")
+    assert (status, cookie) == (200, "sid=")
+
+
 def test_kibana_refuses_what_it_is_to_refuse(box: Box) -> None:
     get = "import http.client as h\nc = h.HTTPConnection('127.0.0.1', 5601)\n"
     assert python(box, get + "c.request('GET', '/api/status')\nanswer = c.getresponse().status") == 404
