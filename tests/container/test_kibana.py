@@ -406,3 +406,18 @@ def test_undo_puts_everything_back(fab: FabCommand, box: Box, elastic: dict[str,
     for path in ("/_security/user/knockmap_viewer", "/_security/role/knockmap_viewer", "/knockmap-countries"):
         program = f"import sys\n{call}\nprint(es.call('GET', {path!r})[0])"
         assert box.run(["/usr/bin/python3", "-B", "-c", program])[1].strip() == "404"
+
+
+def test_renewed_secrets_let_kibana_and_its_visitors_in(
+    fab: FabCommand, box: Box, elastic: dict[str, str], kibana: Callable[..., Fab]
+) -> None:
+    names = ("kibana_token", "kibana_viewer_password", "elastic_password", "writer_key", "reader_key")
+    former = [shell(box, f"cat {SECRETS}/{name}") for name in names]
+    renewed = fab(box, "rotate-secrets", **elastic)
+    assert renewed.rc == 0, renewed.out
+    assert all(shell(box, f"cat {SECRETS}/{name}") != old for name, old in zip(names, former, strict=True))
+    refused = f"answer = es.call('GET', '/', auth=es.bearer({former[0].strip()!r}))[0]"
+    assert python(box, refused) == 401
+    status, answer = ask(box, "GET", "/api/status", user="viewer")
+    assert status == 200 and answer["status"]["overall"]["level"] == "available"
+    assert kibana().last.endswith(UNCHANGED)
