@@ -365,6 +365,7 @@ def test_the_api_tells_version_and_what_went_through(tmp_path: Path) -> None:
     assert status == 200 and (about["version"], about["status"]) == ("9.5.2", "green")
     assert get(f"http://127.0.0.1:{port}/_node/pipelines")[1]["pipelines"].keys() == {"main"}
     found = get(f"http://127.0.0.1:{port}/_node/stats/pipelines")[1]["pipelines"]["main"]
+    assert found["queue"]["max_queue_size_in_bytes"] == 1 << 30
     assert found["events"] == {"in": 0, "filtered": 0, "out": 0} and found["queue"]["type"] == "persisted"
     assert get(f"http://127.0.0.1:{port}/nothing")[0] == 404
 

@@ -54,8 +54,7 @@ class GrokFilter(Filter):
         if found:
             self.matched(event)
         else:
-            for tag in self.settings["tag_on_failure"]:
-                event.tag(tag)
+            self.failed(event)
 
     def fields(self) -> list[str]:
         if len(self.groks) > 1 and self.settings["break_on_match"]:
@@ -140,8 +139,7 @@ class Date(Filter):
                 event.set(self.settings["target"], moment)
                 self.matched(event)
                 return
-        for tag in self.settings["tag_on_failure"]:
-            event.tag(tag)
+        self.failed(event)
 
     def parsed(self, text: str, format_: str) -> datetime | None:
         try:
