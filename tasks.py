@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from box import BoxError
@@ -18,6 +22,10 @@ from invoke.tasks import task
 
 HERE = Path(__file__).parent
 BIN = shlex.quote(str(Path(sys.executable).parent))
+
+
+# Folders of programs that those of others import from.
+SHARED = "files/collector:files/dashboard:files/install_elk"
 
 
 def run(c: Context, command: str, **environment: str) -> bool:
@@ -36,14 +44,12 @@ def check(c: Context) -> None:
         "types": "mypy --no-error-summary",
     }
     failed = [name for name, command in commands.items() if not run(c, command)]
-    # A target's programs import their neighbours by bare name; some also those of the collector and of install_elk.
+    # A target's programs import their neighbours by bare name; some also those of another folder.
     folders = sorted({str(path.parent.relative_to(HERE)) for path in HERE.glob("files/*/*.py")})
     failed += [
         f"types of {at}"
         for at in folders
-        if not run(
-            c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=f"{at}:files/collector:files/install_elk"
-        )
+        if not run(c, f"mypy --no-error-summary {at}/*.py", MYPYPATH=f"{at}:{SHARED}")
     ]
     if failed:
         raise Exit(f"check: no ({', '.join(failed)})", code=1)
@@ -70,7 +76,8 @@ def test(
     elastic_next: str = "",
 ) -> None:
     """Check, then test everything: units, then every task on real boxes."""
-    check(c)
+    if not fast:
+        check(c)
     # The tests of one module share a box, so a module stays on one worker.
     suites = "tests/unit" if fast else "tests/unit tests/container --dist loadfile"
     chosen = {
@@ -108,6 +115,7 @@ def fetch(c: Context) -> None:
         "detach": "Leave it running, with URL, user and password as the last lines.",
         "remove": "Remove what a demo left running.",
         "release": "Release of the box; default: noble where its image can be pulled, else trixie.",
+        "stack": "embedded, or elastic: Elasticsearch, Logstash and Kibana, by doubles where Elastic does not answer.",
     }
 )
 def demo(
@@ -117,13 +125,22 @@ def demo(
     detach: bool = False,
     remove: bool = False,
     release: str = "",
+    stack: str = "embedded",
 ) -> None:
     """Show it all: a disposable VPS, deployed, scanned from all over the world, and the live page about it."""
     if remove:
         print("removed " + (", ".join(scene.remove()) or "nothing: there was no demo"))
         return
+    if stack not in scene.STACKS:
+        raise Exit(f"demo --stack {stack}: must be one of {', '.join(scene.STACKS)}", code=2)
+    if stack == "elastic" and local:
+        raise Exit("demo --local: has no packages, so no Elasticsearch; leave --local or --stack out", code=2)
     try:
-        shown = scene.local() if local or without_docker() else scene.with_docker(release or None)
+        if local or without_docker():
+            shown = scene.local()
+        else:
+            with packages_of(stack) as settings:
+                shown = scene.with_docker(release or None, stack, **settings)
     except BoxError as error:
         raise Exit(f"demo: {error}", code=1) from None
     if shown.fingerprint:
@@ -133,6 +150,38 @@ def demo(
     print(f"\n{scene.last_lines(shown)}", flush=True)
     if not detach:
         stay()
+
+
+@contextlib.contextmanager
+def packages_of(stack: str) -> Iterator[dict[str, str]]:
+    """Where the stack's packages come from, as settings: Elastic's own repository, or our doubles, which is said."""
+    if stack != "elastic" or os.environ.get("KNOCKMAP_ELASTIC_MIRROR") or elastic_answers():
+        yield {}
+        return
+    from tests.doubles import repository
+
+    print(
+        "demo: Elastic's repository does not answer, so Elasticsearch is the real server of Maven Central, and Kibana and "
+        "Logstash are doubles of ours (tests/doubles/README.md)",
+        flush=True,
+    )
+    built = repository.build()
+    with repository.serving(built.folder) as url:
+        yield {
+            "KNOCKMAP_ELASTIC_MIRROR": url,
+            "KNOCKMAP_ELASTIC_KEY": str(built.key),
+            "KNOCKMAP_ELASTIC_FINGERPRINT": built.fingerprint,
+        }
+
+
+def elastic_answers() -> bool:
+    from fabfile.elastic_source import REPOSITORY
+
+    try:
+        with urllib.request.urlopen(f"{REPOSITORY}/dists/stable/InRelease", timeout=5):  # noqa: S310 - https
+            return True
+    except OSError:
+        return False
 
 
 def without_docker() -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fabric import Connection  # type: ignore[import-untyped]
 from invoke.collection import Collection
 
 import fabfile.engine  # noqa: F401 - before all others of ours, since it lets Python keep what it compiles
-from fabfile import doctor, export, scanners, users
-from fabfile.engine import fleet, transport
+from fabfile import doctor, export, migrate, scanners, users
+from fabfile.elastic_pipeline import elsewhere
+from fabfile.engine import fleet
 from fabfile.engine.converge import undo as put_back
+from fabfile.engine.converge import while_connecting
 from fabfile.engine.errors import UsageError
 from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.report import Report
@@ -33,10 +34,15 @@ TASKS = tuple(dict.fromkeys((*SENSOR, *STACKS["elastic"], *STACKS["embedded"])))
 modules = {name: importlib.import_module(f"fabfile.{name}") for name in TASKS}
 
 
+def of_stack(chosen: Settings) -> tuple[str, ...]:
+    """The tasks of the chosen stack. A box that ships its events elsewhere has nothing to show."""
+    return ("install_elk",) if chosen.stack == "elastic" and elsewhere(chosen) else STACKS[chosen.stack]
+
+
 def plan(chosen: Settings) -> Plan:
     """What `deploy` makes of a target after harden_ssh: the lists of its tasks, in order. Raises UsageError."""
     # harden_ssh makes its own part: it depends on how the operator logged in.
-    return {name: modules[name].resources(chosen) for name in (*SENSOR[1:], *STACKS[chosen.stack])}
+    return {name: modules[name].resources(chosen) for name in (*SENSOR[1:], *of_stack(chosen))}
 
 
 @host_task
@@ -44,11 +50,8 @@ def deploy(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Turn a fresh VPS into a hardened box that shows who scans it for SSH."""
     chosen = settings(c)
     chosen = modules["apache_proxy"].named(c, chosen)
-    with ThreadPoolExecutor(1) as pool:  # what needs no connection is done while that is made
-        others = pool.submit(plan, chosen)
-        pool.submit(transport.packed_agent)
-        c.open()
-        report: Report = modules["harden_ssh"].settle(c, chosen, others.result(), check=check, diff=diff)
+    others = while_connecting(c, lambda: plan(chosen))
+    report: Report = modules["harden_ssh"].settle(c, chosen, others, check=check, diff=diff)
     if report.ok and report.changed and not report.check:  # a deploy that changed nothing stays fast
         doctor.after_deploy(c, chosen)
     return report
@@ -97,7 +100,7 @@ def undo(
 
 
 ns = Collection(deploy, undo)
-for module in (*modules.values(), scanners, export, doctor):
+for module in (*modules.values(), scanners, export, migrate, doctor):
     for found in vars(module).values():
         if isinstance(found, fleet.HostTask) and found.name not in ns.task_names:
             ns.add_task(found)

@@ -28,7 +28,13 @@ from fabfile.proof_packet import Proof
 from fabfile.settings import Settings
 
 FOLDER = ROOT / "files" / "doctor"
-MODULES = ("look", "sensor", "storage", "web", "packet", "doctor")  # in order of import
+MODULES = (  # in order of import
+    *("look", "sensor", "storage", "web"),
+    *("elasticsearch", "elastic", "pipeline", "kibana", "packet", "doctor"),
+)
+CLIENT = (
+    ROOT / "files" / "install_elk" / "elasticsearch.py"
+)  # brought along: what is on the target may be gone
 MARKS = {"ok": "32", "warn": "33", "bad": "31", "absent": "2"}
 CLOCK_WARN, CLOCK_BAD = 5, 60  # seconds
 Clock = Callable[[], float]
@@ -161,7 +167,8 @@ def tunables(chosen: Settings) -> dict[str, Any]:
 
 def program() -> bytes:
     """files/doctor/ as one Python source."""
-    sources = {name: (FOLDER / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
+    paths = {name: FOLDER / f"{name}.py" for name in MODULES} | {"elasticsearch": CLIENT}
+    sources = {name: paths[name].read_text(encoding="utf-8") for name in MODULES}
     return f"MODULES = {sources!r}\n{_LOADER}".encode()
 
 
@@ -201,11 +208,12 @@ def on_host(c: Connection, command: str) -> str:
 
 def text(found: Diagnosis, paint: Callable[[str, str], str]) -> str:
     lines = []
+    width = max([12, *(len(link.name) for link in found.links)])
     for link in found.links:
         mark = paint(f"{'–' if link.state == 'absent' else link.state:<5}", MARKS[link.state])
-        lines.append(f"{mark} {link.name:<12} {printable(link.cause)}")
+        lines.append(f"{mark} {link.name:<{width}} {printable(link.cause)}")
         if link.next and link.state in ("warn", "bad"):
-            lines.append(f"{'':<19}{printable(link.next)}")
+            lines.append(f"{'':<{width + 7}}{printable(link.next)}")
     for proof in found.proofs:
         lines += proof.lines()
     return "\n".join([*lines, printable(found.summary)])

@@ -17,6 +17,7 @@ LOCAL = ("https://127.0.0.1:9200",)
 OWN_CA = f"{ETC}/certs/http_ca.crt"
 PATTERNS = f"{ETC}/patterns"
 GEO = "/var/lib/knockmap/geo"
+REPLAY = "/var/lib/knockmap/replay"  # where `migrate` puts what it brings
 # What Logstash's geoip filter can read; those of other makers end its start.
 GEO_KINDS = {"city": re.compile(r"Geo(Lite2|IP2)-City.*"), "asn": re.compile(r"GeoLite2-ASN|GeoIP2-ISP")}
 
@@ -114,7 +115,7 @@ def pipeline(settings: Settings) -> tuple[File, ...]:
 def pipeline_text(settings: Settings) -> str:
     own = own_databases(settings)
     paths = {f"geoip_{kind}": f"{GEO}/{own[kind].name}" if kind in own else "" for kind in GEO_KINDS}
-    return render("install_elk/pipeline.conf.j2", log=LOG.path, patterns=PATTERNS, **paths)
+    return render("install_elk/pipeline.conf.j2", log=LOG.path, replay=REPLAY, patterns=PATTERNS, **paths)
 
 
 def debugging(settings: Settings) -> File:
@@ -150,6 +151,7 @@ def resources(settings: Settings) -> list[Resource]:
         elastic_source.package(settings, "logstash"),
         READER,
         *(Directory(f"{ETC}/{name}", mode=0o750, group="logstash") for name in ("certs", "patterns")),
+        Directory(REPLAY, mode=0o750, group="logstash"),
         *databases(settings),
         *(config, *trusted, writer_key(settings), debugging(settings), *files),
         *(Directory(f"/etc/systemd/system/{UNIT}.d"), drop_in),

@@ -23,6 +23,14 @@ FOLDER = "/usr/local/lib/knockmap/install_elk"
 # In order of need: the first is the client that the others call.
 PROGRAM_FILES = ("elasticsearch.py", "security.py", "data_stream.py", "units.py", "logstash.py")
 SECURITY, DATA_STREAM, UNITS, LOGSTASH = (f"{FOLDER}/{name}" for name in PROGRAM_FILES[1:])
+# What `scanners`, `export` and `migrate` run, and what they share with the embedded stack.
+REPORT_FILES = (
+    "install_elk/documents.py",
+    "install_elk/scanners.py",
+    "install_elk/export.py",
+    "install_elk/migrate.py",
+)
+SHARED_FILES = ("dashboard/query.py", "collector/countries.py")
 ETC, PORT = "/etc/elasticsearch", 9200
 CA = f"{ETC}/certs/http_ca.crt"
 UNIT = "elasticsearch.service"
@@ -33,7 +41,11 @@ def programs() -> list[Resource]:
     files = (
         File(f"{FOLDER}/{name}", text=render(f"install_elk/{name}"), mode=0o755) for name in PROGRAM_FILES
     )
-    return [PROGRAMS, Directory(FOLDER), *files]
+    reports = (
+        File(f"{FOLDER}/{source.split('/')[1]}", text=render(source))
+        for source in REPORT_FILES + SHARED_FILES
+    )
+    return [PROGRAMS, Directory(FOLDER), *files, *reports]
 
 
 def requirements(settings: Settings) -> list[Resource]:
@@ -88,6 +100,21 @@ def documents(settings: Settings) -> list[Resource]:
     ]
 
 
+def watch(settings: Settings) -> list[Resource]:
+    """The watch on size; the lifecycle of a data stream knows ages only."""
+    service, timer = (
+        File(f"/etc/systemd/system/{name.removesuffix('.j2')}", text=render(f"install_elk/{name}", **values))
+        for name, values in (
+            (
+                "knockmap-data-stream.service.j2",
+                {"program": DATA_STREAM, "megabytes": settings.elastic_retention_megabytes},
+            ),
+            ("knockmap-data-stream.timer", {}),
+        )
+    )
+    return [service, timer, Service("knockmap-data-stream.timer", restart_on=(timer,))]
+
+
 def resources(settings: Settings) -> list[Resource]:
     """In order of application. The package sets up TLS by itself and starts nothing; nothing listens before our files are there."""
     heap = settings.elastic_heap or "@@fact.elasticsearch_heap@@"
@@ -104,5 +131,6 @@ def resources(settings: Settings) -> list[Resource]:
         ),
         *documents(settings),
         Command("the data stream follows its template", (DATA_STREAM, "roll"), unless=(DATA_STREAM, "check")),
+        *watch(settings),
         Command("Elasticsearch is healthy", (UNITS, "heal"), unless=(UNITS, "healthy")),
     ]

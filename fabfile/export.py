@@ -7,14 +7,14 @@ from pathlib import Path
 
 from fabric import Connection  # type: ignore[import-untyped]
 
-from fabfile.collector import FOLDER as COLLECTOR
-from fabfile.dashboard import FOLDER
+from fabfile import collector, dashboard, elastic_store
 from fabfile.engine.errors import HostError, UsageError
-from fabfile.engine.fleet import host_task
+from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.root_channel import RootChannel
-from fabfile.scanners import span, thin
+from fabfile.scanners import of_stack, span, thin
 
 FORMATS = ("csv", "ndjson")
+PROGRAMS = {"elastic": f"{elastic_store.FOLDER}/export.py", "embedded": f"{dashboard.FOLDER}/export.py"}
 
 
 @host_task(
@@ -37,16 +37,9 @@ def export(
     if path.exists():
         raise UsageError(f"--output {path}: is there already, and is left as it is")
     filters = [word for item in where or [] for word in ("--where", item)]
-    program = (
-        "/usr/bin/python3",
-        "-B",
-        f"{FOLDER}/export.py",
-        "--seconds",
-        str(span(since)),
-        "--format",
-        format,
-    )
-    stream(c, ("/usr/bin/env", f"PYTHONPATH={COLLECTOR}", *program, *filters), path)
+    words = ("--seconds", str(span(since)), "--format", format, *filters)
+    argv = of_stack(settings(c), PROGRAMS, *words)
+    stream(c, ("/usr/bin/env", f"PYTHONPATH={collector.FOLDER}", *argv), path)
     events = sum(1 for _ in path.open("rb")) - (format == "csv")
     return f"{host}: {thin(events)} events of the last {since} in {path}"
 
@@ -69,7 +62,7 @@ def stream(c: Connection, argv: tuple[str, ...], path: Path) -> None:
         if status:
             said = complaint.decode(errors="replace").strip()[-300:]
             raise HostError(
-                f"{c.original_host}: {said}\nIs the dashboard there? `fab -H … deploy` with stack = embedded brings it."
+                f"{c.original_host}: {said}\nIs knockmap deployed there? `fab -H … deploy` does it."
             )
         part.rename(path)
     finally:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fabric import Connection  # type: ignore[import-untyped]
 
-from fabfile import elastic_pipeline, elastic_source, elastic_store
+from fabfile import elastic_pipeline, elastic_source, elastic_store, kibana
 from fabfile.elastic_pipeline import elsewhere
 from fabfile.engine import fleet
 from fabfile.engine.converge import converge
@@ -49,7 +49,11 @@ def rotate_secrets(c: Connection) -> Report:
             "rotate-secrets: the key is another cluster's; renew elastic_api_key_file and deploy"
         )
     order(c, elastic_store.SECURITY, "rotate")
-    report = converge(c, {"install_elk": elastic_pipeline.renewed(chosen)})
+    plan: dict[str, list[Resource]] = {"install_elk": elastic_pipeline.renewed(chosen)}
+    if ask(c, ["/usr/bin/test", "-e", kibana.ACCESS])[0] == 0:
+        order(c, kibana.ACCESS, "rotate")
+        plan["kibana"] = kibana.renewed(chosen)
+    report = converge(c, plan)
     if report.ok:
         order(c, elastic_store.SECURITY, "retire")
     return report

@@ -80,6 +80,11 @@ def resources(settings: Settings) -> list[Resource]:
     ]
 
 
+def renewed(settings: Settings) -> list[Resource]:
+    """What follows a new token and a new viewer's password: Kibana starts with them."""
+    return [r for r in resources(settings) if r.id in (f"file:{ETC}/kibana.yml", f"service:{UNIT}")]
+
+
 @host_task
 def kibana(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Show who knocked in Kibana, on the box's loopback."""

@@ -1,7 +1,7 @@
 """One SYN from this machine to port 22 of the host, followed from hop to hop: `fab doctor`'s proof.
 
-The target watches its counter, its log and its database; the last hop is ours: the JSON behind Apache's login, over TLS
-with the certificate that the target itself named over SSH. A NAT or a proxy in between changes the source, so the SYN
+The target watches its counter, its log and its store; the last hop is ours: the page's JSON, or Kibana's search, behind
+Apache's login, over TLS with the certificate that the target itself named over SSH. A NAT or a proxy in between changes the source, so the SYN
 is known by any of its marks: an unusual window, its source port, the address that ssh came from.
 """
 
@@ -16,13 +16,14 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 WINDOW_CLAMP = 10  # TCP_WINDOW_CLAMP of Linux; elsewhere the window is as usual
 JSON_SECONDS = 4.0
 HOPS = ("counter", "log line", "database row", "JSON behind the login")
+DOCUMENT, KIBANA = "document", "Kibana behind the login"  # the last two of the Elastic stack
 
 
 class Packet:
@@ -183,40 +184,54 @@ class Course:
         proof.cause, proof.next = cause, self.on_host(next)
 
     def stored(self, event: dict[str, Any]) -> None:
+        name = KIBANA if self.way_in.get("kibana") else HOPS[3]
         if "certificate" in self.way_in:
-            self.ask_json(event)
+            self.ask_behind_login(name, event)
         elif "trouble" in self.way_in:
-            self.stop(HOPS[3])
+            self.stop(name)
             self.proofs[-1].cause += f": {self.way_in['trouble']}"
         else:
-            self.proofs[-1].cause = f"{HOPS[3]}: {self.way_in.get('why', 'not deployed')}"
+            self.proofs[-1].cause = f"{name}: {self.way_in.get('why', 'not deployed')}"
 
-    def ask_json(self, event: dict[str, Any]) -> None:
-        """Until the line is there, as a browser would ask for it."""
-        query = {"since": event["at"] - 5, "until": event["at"] + 120, "q": event["address"]}
-        path, mark = f"/map/api/lines?{urlencode(query)}", f"SPT={event['port']} "
+    def ask_behind_login(self, name: str, event: dict[str, Any]) -> None:
+        """Until it is there, as a browser would ask for it."""
+        ask_once = self.ask_kibana if name == KIBANA else self.ask_json
         deadline, why = time.monotonic() + JSON_SECONDS, ""
         while time.monotonic() < deadline:
-            status, why = self.ask_once(path, mark)
+            try:
+                status, why = ask_once(event)
+            except OSError as error:
+                status, why = 0, str(error)
             if status == 200 and not why:
                 ms = round((time.monotonic() - self.sent) * 1000)
-                self.proofs[-1].hops.append({"name": HOPS[3], "ms": ms})
+                self.proofs[-1].hops.append({"name": name, "ms": ms})
                 return
             if status in (401, 403, 429):
                 break  # asking on would count as guessing, and lock this machine out
             time.sleep(0.2)
-        self.stop(HOPS[3])
+        self.stop(name)
         self.proofs[-1].cause += f": {why}"
 
-    def ask_once(self, path: str, mark: str) -> tuple[int, str]:
-        """HTTP status (0: no answer) and why the line is not shown; "" if it is."""
-        try:
-            status, body = get(self.c.host, path, self.way_in)
-        except OSError as error:
-            return 0, str(error)
+    def ask_json(self, event: dict[str, Any]) -> tuple[int, str]:
+        """HTTP status and why the line is not shown; "" if it is. Raises OSError."""
+        query = {"since": event["at"] - 5, "until": event["at"] + 120, "q": event["address"]}
+        status, body = get(self.c.host, f"/map/api/lines?{urlencode(query)}", self.way_in)
         if status != 200:
             return status, f"Apache answers {status}"
-        return status, "" if has(body, mark) else "the line is not among the answers"
+        return status, "" if has(body, f"SPT={event['port']} ") else "the line is not among the answers"
+
+    def ask_kibana(self, event: dict[str, Any]) -> tuple[int, str]:
+        """By a visitor's session, as a panel of the dashboard asks. Raises OSError."""
+        page = request(self.c.host, f"{KIBANA_PATH}/app/home", self.way_in)
+        if page.status != 200 or not page.cookie:
+            return page.status, f"Kibana's page answers {page.status}, and begins no session"
+        search = {"size": 1, "query": {"ids": {"values": [event["id"]]}}}
+        body = json.dumps({"params": {"index": "logs-iptables.ssh-*", "body": search}}).encode()
+        headers = {**KIBANA_HEADERS, "Cookie": page.cookie}
+        found = request(self.c.host, f"{KIBANA_PATH}/internal/search/es", self.way_in, headers, body)
+        if found.status != 200:
+            return found.status, f"Kibana's search answers {found.status}"
+        return 200, "" if has_hit(found.body) else "the document is not among the answers"
 
 
 # Where it stopped → why, and what to type next.
@@ -237,6 +252,22 @@ STOPS = {
         "its row is in the database, and it is not shown behind the login",
         "{ssh} journalctl -u knockmap-dashboard -u apache2 -n 20",
     ),
+    DOCUMENT: (
+        "its line is in the log, and Elasticsearch has no event of it: Logstash does not read on, or cannot write",
+        "{ssh} journalctl -u logstash -n 20",
+    ),
+    KIBANA: (
+        "its document is in Elasticsearch, and it is not shown behind the login",
+        "{ssh} journalctl -u kibana -u apache2 -n 20",
+    ),
+}
+KIBANA_PATH = "/kibana"
+# What Kibana asks of a request to its inner search, which is the one that its own panels use.
+KIBANA_HEADERS = {
+    "Content-Type": "application/json",
+    "kbn-xsrf": "knockmap",
+    "x-elastic-internal-origin": "Kibana",
+    "elastic-api-version": "1",
 }
 
 
@@ -247,23 +278,53 @@ def has(body: bytes, mark: str) -> bool:
         return False
 
 
+def has_hit(body: bytes) -> bool:
+    try:
+        return bool(json.loads(body)["rawResponse"]["hits"]["hits"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class Reply(NamedTuple):
+    """What came back, with the session's cookie as a browser would send it again."""
+
+    status: int
+    body: bytes
+    cookie: str
+
+
 def get(host: str, path: str, way_in: dict[str, Any], port: int = 443) -> tuple[int, bytes]:
     """Status and body, with the stored login, from nobody but the pinned certificate. Raises OSError."""
+    return request(host, path, way_in, port=port)[:2]
+
+
+def request(
+    host: str,
+    path: str,
+    way_in: dict[str, Any],
+    headers: dict[str, str] | None = None,
+    body: bytes | None = None,
+    port: int = 443,
+) -> Reply:
+    """As `get`; with a body it is a POST. Raises OSError."""
     import http.client  # here and not above: every `fab` command would wait for them
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the pin is more than that
-    connection = http.client.HTTPSConnection(host, port, timeout=3, context=context)
+    seconds = 20 if way_in.get("kibana") else 3  # Kibana's first pages take their time
+    connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
     try:
         connection.connect()
         shown: bytes = connection.sock.getpeercert(True) or b""
         if hashlib.sha256(shown).hexdigest() != way_in["certificate"]:
             raise OSError(f"{host}:{port} shows another certificate than the host has")
         login = base64.b64encode(f"{way_in['user']}:{way_in['password']}".encode()).decode()
-        connection.request("GET", path, headers={"Authorization": f"Basic {login}"})
+        given = {"Authorization": f"Basic {login}", **(headers or {})}
+        connection.request("POST" if body else "GET", path, body, given)
         answer = connection.getresponse()
-        return answer.status, answer.read(1 << 20)
+        cookies = [value.split(";")[0] for value in answer.headers.get_all("Set-Cookie") or []]
+        return Reply(answer.status, answer.read(1 << 20), "; ".join(cookies))
     except http.client.HTTPException as error:
         raise OSError(f"no HTTP answer: {type(error).__name__}") from error
     finally:

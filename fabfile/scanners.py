@@ -8,13 +8,26 @@ from typing import Any
 
 from fabric import Connection  # type: ignore[import-untyped]
 
-from fabfile.collector import FOLDER
+from fabfile import collector, elastic_store
 from fabfile.engine.errors import HostError, UsageError
-from fabfile.engine.fleet import host_task
+from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.transport import ask
+from fabfile.settings import Settings
 
 SPANS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 LONGEST = 10 * 365 * 86400
+FOLDERS = {"elastic": elastic_store.FOLDER, "embedded": collector.FOLDER}
+# What the licences of free GeoIP data ask for, by a mark of their kind.
+CREDITS = {
+    "dbip": " IP geolocation by DB-IP, https://db-ip.com",
+    "city ipv": " IP geolocation by DB-IP, https://db-ip.com",
+    "geolite2": " This product includes GeoLite2 data created by MaxMind, https://www.maxmind.com",
+}
+# Of two programs the first one that is there: a host may have another stack than the operator's settings say.
+EITHER = (
+    'for program in "$1" "$2"; do [ ! -e "$program" ] || { shift 2; exec /usr/bin/python3 -B "$program" "$@"; }; done; '
+    'echo "neither $1 nor $2 is there" >&2; exit 1'
+)
 
 
 @host_task(
@@ -28,23 +41,23 @@ def scanners(c: Connection, since: str = "24h", rows: int = 10, json: bool = Fal
     """Show which countries, networks and addresses knocked."""
     if rows < 1:
         raise UsageError(f"--rows {rows}: must be 1 or more")
-    argv = [
-        "/usr/bin/python3",
-        "-B",
-        f"{FOLDER}/scanners.py",
-        "--seconds",
-        str(span(since)),
-        "--limit",
-        str(rows),
-    ]
-    status, out, error = ask(c, argv)
+    words = ("--seconds", str(span(since)), "--limit", str(rows))
+    status, out, error = ask(
+        c, of_stack(settings(c), {s: f"{f}/scanners.py" for s, f in FOLDERS.items()}, *words)
+    )
     if status:
         raise HostError(
             f"{c.original_host}: {error.decode(errors='replace').strip()[-300:]}\n"
-            "Is the collector installed there? `fab -H … deploy` with stack = embedded installs it."
+            "Is knockmap deployed there? `fab -H … deploy` does it; `fab -H … doctor` says what is wrong."
         )
     report = {"host": str(c.original_host), **jsonlib.loads(out)}
     return jsonlib.dumps(report, ensure_ascii=False) if json else text(report, since)
+
+
+def of_stack(chosen: Settings, programs: dict[str, str], *words: str) -> tuple[str, ...]:
+    """An argv that runs the chosen stack's program, or the other one's where that is what the host has."""
+    paths = sorted(programs, key=lambda stack: stack != chosen.stack)
+    return ("/bin/sh", "-c", EITHER, "sh", *(programs[stack] for stack in paths), *words)
 
 
 def span(text: str) -> int:
@@ -79,11 +92,7 @@ def geo(known: dict[str, Any]) -> str:
     if not known["kinds"]:
         return "No GeoIP database is there, so no country is known: see the setting geo_source."
     days = (time.time() - known["built"]) / 86400
-    credit = (
-        " IP geolocation by DB-IP, https://db-ip.com"
-        if "dbip" in known["kinds"].lower() or "city ipv" in known["kinds"]
-        else ""
-    )
+    credit = "".join(words for mark, words in CREDITS.items() if mark in known["kinds"].lower())
     return f"Places are approximate, by a database ({known['kinds']}) that is {days:.0f} days old.{credit}"
 
 

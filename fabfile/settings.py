@@ -80,6 +80,8 @@ class Settings:
     elastic_heap: int = 0
     # After how many days events are deleted, by the data stream's own lifecycle.
     elastic_retention_days: int = 400
+    # And the oldest of them beyond this size, looked at every hour.
+    elastic_retention_megabytes: int = 4096
     # Ship to an existing Elasticsearch in place of a local one: its https:// addresses, or an Elastic Cloud id.
     elastic_hosts: tuple[str, ...] = ()
     elastic_cloud_id: str = ""
@@ -156,6 +158,7 @@ _LIMITS: dict[str, tuple[Any, str]] = {
     ),
     "elastic_heap": (lambda size: size == 0 or 256 <= size <= 31_000, "0, or from 256 to 31000"),
     "elastic_retention_days": _between(1, 3650),
+    "elastic_retention_megabytes": _between(64, 10_000_000),
     "elastic_hosts": (
         lambda urls: all(re.fullmatch(r"https://[^\s\"\\]+", url) for url in urls),
         "https:// addresses",

@@ -24,6 +24,8 @@ from .images import BoxError, inside
 from .machine import Box, relay_name
 
 MOST_COUNT, MOST_SECONDS = 100_000, 60
+# SYNs per second from which on an attack is alone: it may overwrite the kernel's ring, in which all boxes' lines are.
+FLOOD = 2_000
 # The pair's own addresses end in the number of the box, by which its relay knows its lines. Benchmark and unique-local
 # ranges, so that no real source can be one of them.
 TARGET_V4, TARGET_V6 = "198.18.22.{}", "fd22:22::{}"
@@ -71,7 +73,7 @@ def attack(box: Box, sources: int = 40, count: int = 200, rate: int = 100) -> At
         raise BoxError(f"from 2 to 2000 sources, not {sources}")
     hand = images.client().containers.get(relay_name(box.name))
     overruns, chosen = box.overruns(), choose(sources)
-    with state.lock(state.attack_lock(box.name).name):
+    with state.lock(state.attack_lock(box.name).name), state.lock("floods", shared=rate < FLOOD):
         shell(hand, CLEAN)
         try:
             prepare(hand, box, chosen, count, rate)

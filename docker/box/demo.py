@@ -5,6 +5,7 @@ Where no Docker engine answers: collector and dashboard alone, on loopback and w
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ from .images import BoxError
 
 NAME = os.environ.get("BOX_DEMO", "demo")  # tests must not take the one that you look at
 PAST_HOURS, PAST_LINES = 36, 15_000
+# By stack: how many lines, and the folder in which it looks for what is not the log itself.
+PASTS = {"embedded": (PAST_LINES, "/var/log"), "elastic": (5_000, "/var/lib/knockmap/replay")}
 RATE, MINUTES = 3, 30  # live SYNs per second, and for how long
 FOLDER = state.FOLDER / f"{NAME}-local"
 PIDS = FOLDER / "pids.json"
@@ -50,20 +53,25 @@ class Progress:
         print(f"[{self.step}/{STEPS} {time.monotonic() - self.began:4.0f} s] {text}", flush=True)
 
 
-def with_docker(release: str | None) -> Shown:
-    """Raises BoxError, and subprocess.CalledProcessError where `fab` failed."""
-    progress = Progress()
+STACKS = {
+    "embedded": "SYNs are logged, collected, shown",
+    "elastic": "SYNs are logged, go through Logstash to Elasticsearch, are shown by Kibana",
+}
+
+
+def with_docker(release: str | None, stack: str = "embedded", **settings: str) -> Shown:
+    """The demo in a box; `settings` are more environment variables for `fab`. Raises BoxError."""
+    progress, fab = Progress(), functools.partial(run_fab, KNOCKMAP_STACK=stack, **settings)
     if NAME in machine.boxes():
         progress(f"The VPS {NAME} is there already")
     else:
         progress("A fresh VPS in Docker; the first time its system is made, which takes a minute")
         machine.up(NAME, release, say=lambda text: print(f"         {text}", flush=True))
-    progress(
-        "fab deploy: sshd moves and is hardened, SYNs are logged, collected, shown, with TLS and a login"
-    )
+    progress(f"fab deploy: sshd moves and is hardened, {STACKS[stack]}, with TLS and a login")
     fab("deploy")
-    progress(f"A past of {PAST_HOURS} hours: {PAST_LINES} made-up log lines, read by the real collector")
-    bring_past()
+    lines, folder = PASTS[stack]
+    progress(f"A past of {PAST_HOURS} hours: {lines} made-up log lines, which come to the map as others do")
+    bring_past(lines, folder)
     progress("Real SYNs from addresses all over the world, through the VPS's own netfilter")
     attack(machine.find(NAME), sources=80, count=240, rate=80)
     keep_attacking()
@@ -73,9 +81,9 @@ def with_docker(release: str | None) -> Shown:
     return Shown(found["url"], user["user"], user["password"], found["fingerprint"] or "")
 
 
-def fab(*words: str) -> str:
+def run_fab(*words: str, **settings: str) -> str:
     """Output of `fab` on the demo's box, which is shown only where it failed."""
-    environment = {**os.environ, "KNOCKMAP_STACK": "embedded"}
+    environment = {**os.environ, **settings}
     command = [str(Path(sys.executable).parent / "fab"), "-S", str(state.SSH_CONFIG), "-H", NAME, *words]
     done = subprocess.run(
         command, cwd=state.ROOT, env=environment, capture_output=True, text=True, check=False
@@ -85,14 +93,14 @@ def fab(*words: str) -> str:
     return done.stdout
 
 
-def bring_past() -> None:
-    """As one more file of the log, which the collector finds by itself; once only."""
+def bring_past(lines: int, folder: str) -> None:
+    """As one more file of log lines, where the stack finds it by itself; once only."""
     box = machine.find(NAME)
-    path = "/var/log/iptables.log.past"
-    if box.run(["test", "-e", path])[0] == 0:
+    name = "iptables.log.past" if folder == "/var/log" else "past.log"
+    if box.run(["test", "-e", f"{folder}/{name}"])[0] == 0:
         return
     now = int(time.time())
-    box.add_log("iptables.log.past", history.lines(now - PAST_HOURS * 3600, now, PAST_LINES, NAME))
+    box.add_log(name, history.lines(now - PAST_HOURS * 3600, now, lines, NAME), folder)
 
 
 def keep_attacking() -> None:

@@ -50,26 +50,30 @@ class Box:
         """Exit status and output of a command inside, by Docker: to look, never to prove that a login works."""
         return inside(images.client().containers.get(self.container), argv)
 
-    def restart(self) -> None:
-        """A reboot: everything in /run is gone, the network is new, addresses and ports are the same."""
+    def restart(self, seconds: float = 30) -> None:
+        """A reboot: everything in /run is gone, the network is new, addresses and ports are the same.
+
+        `seconds` is how long what was deployed may take to start.
+        """
         engine = images.client()
         container = engine.containers.get(self.container)
         container.restart(timeout=20)
-        wait_for_systemd(container)
+        wait_for_systemd(container, seconds)
         # The relay looks at the network namespace of the box, and that is a new one.
         inside(container, ["rm", "-f", OVERRUNS])
         engine.containers.get(relay_name(self.name)).restart(timeout=1)
         wait_for_relay(container)
 
-    def add_log(self, name: str, lines: Iterable[bytes]) -> None:
-        """One more file of the iptables log, owned as the log is, which the collector finds by itself."""
+    def add_log(self, name: str, lines: Iterable[bytes], folder: str = "/var/log") -> None:
+        """One more file of log lines, for the group that `folder`'s own log or else `folder` has."""
         data, packed = b"".join(lines), io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode, entry.mtime = len(data), 0o640, int(time.time())
-            entry.gid = int(self.run(["stat", "-c", "%g", "/var/log/iptables.log"])[1])
+            owner = "/var/log/iptables.log" if folder == "/var/log" else folder
+            entry.gid = int(self.run(["stat", "-c", "%g", owner])[1])
             tar.addfile(entry, io.BytesIO(data))
-        images.client().containers.get(self.container).put_archive("/var/log", packed.getvalue())
+        images.client().containers.get(self.container).put_archive(folder, packed.getvalue())
 
     def overruns(self) -> int:
         """How many lines, of any box, the kernel overwrote before the relay read them; 0: counts are true."""

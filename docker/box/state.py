@@ -18,11 +18,11 @@ PORTS = (22, 2022, 2222, 80, 443)
 
 
 @contextlib.contextmanager
-def lock(name: str = "lock") -> Iterator[None]:
-    """One process of this checkout at a time. Released when the process ends, however it does."""
+def lock(name: str = "lock", shared: bool = False) -> Iterator[None]:
+    """One process of this checkout at a time, or `shared` ones together. Released when the process ends, however it does."""
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     with (FOLDER / name).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 

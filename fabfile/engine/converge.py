@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fabfile.engine.report import Report, Result, result
 from fabfile.engine.resources import Plan, blobs, manifest
-from fabfile.engine.transport import run_agent
+from fabfile.engine.transport import packed_agent, run_agent
 
+Made = TypeVar("Made")
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+def while_connecting(c: Any, make: Callable[[], Made]) -> Made:
+    """What `make` gives: a plan, say, that needs no connection, made while the target still answers."""
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(make)
+        pool.submit(packed_agent)
+        c.open()
+        return made.result()
 
 
 def converge(

@@ -21,7 +21,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -331,7 +331,8 @@ def install(program: Any = fabric.main.program, words: Mapping[str, str] | None 
     parse, update = type(program).parse_tasks, type(program).update_config
 
     def parse_tasks() -> None:
-        program.core.unparsed[:] = with_options(program.core.unparsed, words or {})
+        dashed = with_dashes(program.core.unparsed, program.collection.task_names)
+        program.core.unparsed[:] = with_options(dashed, words or {})
         try:
             parse(program)
         except ParseError as error:
@@ -364,6 +365,12 @@ def readable_config() -> Iterator[None]:
         ) from None
     except (YAMLError, UnknownFileType) as error:
         raise Exit(f"a configuration file cannot be read: {error}", code=2) from None
+
+
+def with_dashes(argv: Sequence[str], tasks: Iterable[str]) -> list[str]:
+    """The command line with `iptables_log` written as `iptables-log`, as Invoke names tasks."""
+    known = set(tasks)
+    return [dashed if (dashed := word.replace("_", "-")) in known else word for word in argv]
 
 
 def with_options(argv: Sequence[str], words: Mapping[str, str]) -> list[str]:

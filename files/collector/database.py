@@ -58,6 +58,7 @@ def writer(path: str) -> sqlite3.Connection:
         )
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA cache_size = -8000")  # a transaction's pages are written once
     db.execute("PRAGMA journal_size_limit = 16777216")  # what a long reader made of the WAL is given back
     db.execute("PRAGMA wal_autocheckpoint = 2000")
     return db

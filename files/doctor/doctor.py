@@ -11,16 +11,21 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import elastic
+import kibana
 import packet
+import pipeline
 import sensor
 import storage
 import web
 from look import Link, Target, bad
 
+Links = tuple[tuple[str, Callable[[Target], Link]], ...]
 # What all stands on comes first, so that the first that is bad is the cause of what is bad behind it.
-LINKS: tuple[tuple[str, Callable[[Target], Link]], ...] = (
+SENSOR: Links = (
     ("disk", storage.disk),
     ("sshd", sensor.sshd),
     ("rule", sensor.rule),
@@ -28,14 +33,34 @@ LINKS: tuple[tuple[str, Callable[[Target], Link]], ...] = (
     ("log", sensor.log),
     ("syslog", sensor.syslog),
     ("rotation", sensor.rotation),
+)
+EMBEDDED: Links = (
     ("collector", storage.collector),
     ("GeoIP", storage.geoip),
     ("database", storage.database),
     ("dashboard", web.dashboard),
-    ("Apache", web.apache),
-    ("certificate", web.certificate),
-    ("login", web.login),
 )
+# Logstash and Kibana live by Elasticsearch, so it stands before them.
+ELASTIC: Links = (
+    ("versions", elastic.versions),
+    ("ports", elastic.ports),
+    ("TLS", elastic.tls),
+    ("Elasticsearch", elastic.node),
+    ("keys", elastic.keys),
+    ("watermarks", elastic.watermarks),
+    ("health", elastic.health),
+    ("template", elastic.template),
+    ("pipeline", pipeline.files),
+    ("Logstash", pipeline.logstash),
+    ("queue", pipeline.queue),
+    ("events", elastic.events),
+    ("geo data", pipeline.geo_data),
+    ("Kibana", kibana.service),
+    ("visitors", kibana.viewer),
+    ("objects", kibana.objects),
+)
+BROWSER: Links = (("Apache", web.apache), ("certificate", web.certificate), ("login", web.login))
+LINKS = (*SENSOR, *EMBEDDED, *ELASTIC, *BROWSER)
 PATIENCE, IMPATIENCE = 3.0, 0.7  # seconds for each hop; little where something is known to be bad
 
 
@@ -49,8 +74,22 @@ def examine(target: Target) -> dict[str, Link]:
         return {"rule": bad("nothing of knockmap is deployed on this host", "{fab} deploy")}
     if "iptables_log" in target.tasks:
         target.job["counts"] = attempt(sensor.counts)
-    found = {name: looked_at(look, target) for name, look in LINKS}
+    together = at_once(target) if target.elastic else {}
+    found = {name: together.get(name) or looked_at(look, target) for name, look in chain(target)}
     return told_as_causes(found)
+
+
+def chain(target: Target) -> Links:
+    """The links of the stack that is there; of both while one takes the other's place."""
+    embedded = () if target.elastic and "collector" not in target.tasks else EMBEDDED
+    return (*SENSOR, *embedded, *(ELASTIC if target.elastic else ()), *BROWSER)
+
+
+def at_once(target: Target) -> dict[str, Link]:
+    """Those that mostly wait for an answer. The others take another user's rights meanwhile, which is for a whole process."""
+    with ThreadPoolExecutor(len(ELASTIC)) as pool:
+        links = pool.map(lambda one: looked_at(one[1], target), ELASTIC)
+        return {name: link for (name, _), link in zip(ELASTIC, links, strict=True)}
 
 
 def attempt(look: Callable[[], Any]) -> Any:

@@ -52,22 +52,22 @@ class Target:
         self.job = job
         self.entries: dict[str, dict[str, Any]] = json.loads(text_of(JOURNAL) or "{}")
         self.tasks = {str(entry["task"]) for entry in self.entries.values()}
+        self.elastic = bool(self.tasks & {"install_elk", "kibana"})
 
     def files(self, task: str) -> dict[str, dict[str, Any]]:
         """Path → what we left there, for the files of a task; data such as the log are left out."""
         ours = (e for e in self.entries.values() if e["task"] == task and e["kind"] == "file")
         return {e["want"]["path"]: e["after"] for e in ours if not e["want"].get("data")}
 
-    def gone(self, task: str) -> str:
-        """The first file of a task that is not there any more; "" if all are."""
-        files = self.files(task)
+    def gone(self, task: str, under: str = "/") -> str:
+        """The first file of a task below a folder that is not there any more; "" if all are."""
+        files = {p: after for p, after in self.files(task).items() if p.startswith(under)}
         return next((p for p in files if files[p].get("type") == "file" and not os.path.exists(p)), "")
 
-    def edited(self, task: str) -> str:
-        """The first file of a task that is not as we left it, large ones aside; "" if all are."""
-        small = {
-            p: a for p, a in self.files(task).items() if os.path.isfile(p) and os.path.getsize(p) < 1 << 20
-        }
+    def edited(self, task: str, under: str = "/") -> str:
+        """The first such file that is not as we left it, large ones aside; "" if all are."""
+        files = {p: after for p, after in self.files(task).items() if p.startswith(under)}
+        small = {p: a for p, a in files.items() if os.path.isfile(p) and os.path.getsize(p) < 1 << 20}
         return next((p for p, a in small.items() if sha256(p) != a.get("sha256")), "")
 
 

@@ -1,4 +1,4 @@
-"""The proof packet on the target: from the rule's counter to the line to the row, with the time of each."""
+"""The proof packet on the target: from the rule's counter to the line to the row or document, with the time of each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import elastic
 from look import LOG, Target, run
 from sensor import counts
 from storage import row_of
@@ -106,6 +107,12 @@ class Watch:
         id = row_of(self.ours.address, self.ours.port, self.began)
         return f"event {id}" if id else None
 
+    def document(self) -> str | None:
+        """Not asked too often, since Elasticsearch makes it visible every two seconds."""
+        assert self.ours is not None
+        time.sleep(0.1)
+        return elastic.document_of(self.ours.address, self.ours.port, self.began) or None
+
     def read(self) -> None:
         v6 = self.family == "v6"
         found = [seen for line in self.log.lines() if (seen := seen_in(line)) and (":" in seen.address) == v6]
@@ -127,29 +134,39 @@ def follow(target: Target, packet: dict[str, Any], emit: Callable[..., None], pa
     watch = Watch(packet)
     start = time.monotonic()
     emit("ready", family=packet["family"], to=addresses[0])
-    for name, task, look in (
-        ("counter", "iptables_log", watch.counter),
-        ("log line", "syslog_route", watch.log_line),
-        ("database row", "collector", watch.row),
-    ):
+    found: str | None = None
+    for name, task, look, seconds in stages(target, watch, patience):
         if task not in target.tasks:
             return emit("passed", family=packet["family"], why=f"{name}: not deployed")
-        found = wait_for(look, patience)
+        found = wait_for(look, seconds)
         if found is None:
             if name == "log line" and watch.counter(settle=0.3) is None:
                 name = "counter"  # what was counted was another's
             return emit("stopped", family=packet["family"], name=name, over_limit=watch.over_limit())
         ms = round((time.monotonic() - start) * 1000)
         emit("hop", family=packet["family"], name=name, ms=ms, found=found)
+    if "install_elk" in target.tasks and not elastic.here(target):
+        return emit("passed", family=packet["family"], why="document: events go to a cluster elsewhere")
     if watch.ours:
-        emit(
-            "stored",
-            family=packet["family"],
-            address=watch.ours.address,
-            port=watch.ours.port,
-            at=watch.began,
-        )
+        seen = {"address": watch.ours.address, "port": watch.ours.port, "at": watch.began}
+        emit("stored", family=packet["family"], id=found, **seen)
     return None
+
+
+Stage = tuple[str, str, Callable[[], "str | None"], float]
+
+
+def stages(target: Target, watch: Watch, patience: float) -> list[Stage]:
+    """Name, task, what to look for and how long. Logstash reads every second, and what it stores shows later still."""
+    first: list[Stage] = [
+        ("counter", "iptables_log", watch.counter, patience),
+        ("log line", "syslog_route", watch.log_line, patience),
+    ]
+    if "install_elk" not in target.tasks:
+        return [*first, ("database row", "collector", watch.row, patience)]
+    if elastic.here(target):
+        first.append(("document", "install_elk", watch.document, 5 * patience))
+    return first
 
 
 def wait_for(look: Callable[[], str | None], seconds: float) -> str | None:

@@ -172,7 +172,8 @@ def log(target: Target) -> Link:
     mode = stat.S_IMODE(info.st_mode)
     rights = f"{LOG} has mode {mode:04o}, owner {owner} and group {group}"
     if not (mode & 0o040 and group == READER) and not mode & 0o004:
-        return bad(f"{rights}, so the collector cannot read it", again)
+        reader = "the collector" if "collector" in target.tasks else "Logstash"
+        return bad(f"{rights}, so {reader} cannot read it", again)
     wanted = (target.entries.get(f"file:{LOG}") or {}).get("after", {})
     if not mode & 0o200 or owner != wanted.get("owner", owner):
         return bad(f"{rights}, so the syslog daemon cannot write it", again)

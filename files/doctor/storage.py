@@ -16,6 +16,7 @@ from look import ABSENT, LOG, Link, Target, as_reader, bad, last_words, ok, sha2
 DB = "/var/lib/knockmap/collector/knockmap.db"
 GEO = "/var/lib/knockmap/geo"
 COLLECTOR = "knockmap-collector.service"
+ELASTIC_DATA = ("/var/lib/elasticsearch", "/var/lib/logstash")
 MIB = 1 << 20
 PAUSE = 128 * MIB  # the collector pauses while less is free
 LOCK_SECONDS, CHECK_SECONDS, START_SECONDS = 1.5, 1.0, 3.0
@@ -29,7 +30,7 @@ DAY = 86400
 def disk(target: Target) -> Link:
     """The places that we write to; the database's is the one that is to have room left."""
     free = {}
-    for path in (os.path.dirname(DB), os.path.dirname(LOG), "/"):
+    for path in (os.path.dirname(DB), *ELASTIC_DATA, os.path.dirname(LOG), "/"):
         if os.path.isdir(path):
             info = os.statvfs(path)
             free[path] = info.f_bavail * info.f_frsize
@@ -40,12 +41,11 @@ def disk(target: Target) -> Link:
     path = min(free, key=lambda one: free[one])
     room = f"{free[path] / MIB:.0f} MiB are free in {path}"
     look = "{ssh} du -xh --max-depth=2 " + path + " | sort -h | tail"
+    stops = "the collector pauses" if "collector" in target.tasks else "nothing more is stored"
     if free[path] < PAUSE:
-        return bad(
-            f"only {room}; below {PAUSE // MIB} MiB the collector pauses, and then lines are lost", look
-        )
+        return bad(f"only {room}; below {PAUSE // MIB} MiB {stops}, and then lines are lost", look)
     if free[path] < 2 * PAUSE:
-        return warn(f"only {room}; the collector pauses below {PAUSE // MIB}", look)
+        return warn(f"only {room}; {stops} below {PAUSE // MIB}", look)
     if since := paused():
         return warn(f"the collector has noted that the disk was too full {age(since)} ago; {room}", look)
     return ok(f"{free[path] / (1 << 30):.1f} GiB free")

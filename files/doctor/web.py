@@ -19,6 +19,7 @@ from look import ABSENT, Link, Target, bad, first_line, last_words, names_of, ok
 
 DASHBOARD, APACHE = "knockmap-dashboard.service", "apache2.service"
 STATUS = "/map/api/live"
+KIBANA_STATUS = "/kibana/api/status"
 SECRETS = "/var/lib/knockmap/secrets"
 SITES = "/etc/apache2/sites-enabled/*.conf"
 DAY = 86400
@@ -32,12 +33,17 @@ class Answer(NamedTuple):
     certificate: bytes
 
 
-def ask(connection: http.client.HTTPConnection, path: str, headers: dict[str, str] | None = None) -> Answer:
-    """Raises OSError."""
+def ask(
+    connection: http.client.HTTPConnection,
+    path: str,
+    headers: dict[str, str] | None = None,
+    body: bytes | None = None,
+) -> Answer:
+    """Of a GET, or of a POST where there is a body. Raises OSError."""
     try:
         connection.connect()
         der = connection.sock.getpeercert(True) if isinstance(connection.sock, ssl.SSLSocket) else b""
-        connection.request("GET", path, headers=headers or {})
+        connection.request("POST" if body else "GET", path, body, headers or {})
         response = connection.getresponse()
         return Answer(response.status, response.read(1 << 20), der or b"")
     except http.client.HTTPException as error:
@@ -106,10 +112,16 @@ def https(path: str, headers: dict[str, str] | None = None) -> Answer:
     return ask(http.client.HTTPSConnection("127.0.0.1", 443, timeout=5, context=context), path, headers)
 
 
+def behind_apache() -> str:
+    """A path behind the login: of Kibana, if that is what Apache stands in front of, or of the embedded stack's page."""
+    kibana = any("ProxyPass /kibana/" in text_of(site) for site in glob.glob(SITES))
+    return KIBANA_STATUS if kibana else "/map/"
+
+
 def apache(target: Target) -> Link:
     if "apache_proxy" not in target.tasks:
         return ABSENT
-    again, words = "{fab} apache-proxy", "{ssh} journalctl -u apache2 -n 20"
+    again, words, page = "{fab} apache-proxy", "{ssh} journalctl -u apache2 -n 20", behind_apache()
     tested = run("apachectl", "configtest")
     if tested.returncode:
         return bad(f"Apache refuses its configuration: {complaint(tested.stderr)}", again)
@@ -119,13 +131,13 @@ def apache(target: Target) -> Link:
     if state != "active":
         return bad(f"Apache does not run ({state})", again)
     try:
-        answer = patiently(lambda: https("/map/"), APACHE)
+        answer = patiently(lambda: https(page), APACHE)
     except OSError as error:
         return bad(f"Apache does not answer on port 443: {error}", words)
-    if answer.status == 200:
-        return bad("Apache shows the map without a login", again)
+    if (page == KIBANA_STATUS and answer.status in (302, 503)) or answer.status == 200:
+        return bad(f"Apache shows {'Kibana' if page == KIBANA_STATUS else 'the map'} without a login", again)
     if answer.status != 401:
-        return bad(f"Apache answers {answer.status} for /map/, where it is to ask for a login", again)
+        return bad(f"Apache answers {answer.status} for {page}, where it is to ask for a login", again)
     if edited := target.edited("apache_proxy"):
         return warn(f"{edited} was edited since it was deployed", again)
     return ok("answers on port 443 and asks for a login")
@@ -194,8 +206,9 @@ def tried(target: Target, users: str) -> Link:
     password = stored_password(target)
     if not password:
         return ok(f"{users}; not tried, since the password is your own")
+    of_kibana = behind_apache() == KIBANA_STATUS
     try:
-        answer = https(STATUS, authorization(user(target), password))
+        answer = https(KIBANA_STATUS if of_kibana else STATUS, authorization(user(target), password))
     except OSError as error:
         return Link(
             "warn", f"{users}; not tried, since Apache does not answer ({error})", "{fab} apache-proxy"
@@ -203,7 +216,8 @@ def tried(target: Target, users: str) -> Link:
     if answer.status == 401:
         return bad(f"Apache refuses the stored password of {user(target)}", "{fab} apache-proxy")
     if answer.status != 200:
-        return bad(f"behind the login Apache answers {answer.status}", "{fab} dashboard", symptom=True)
+        task = "kibana" if of_kibana else "dashboard"
+        return bad(f"behind the login Apache answers {answer.status}", f"{{fab}} {task}", symptom=True)
     return ok(f"{users}; the stored password lets in")
 
 
@@ -229,7 +243,8 @@ def authorization(user: str, password: str) -> dict[str, str]:
 
 def way_in(target: Target, found: dict[str, Link]) -> dict[str, Any]:
     """What the operator's side needs to come in as a browser does, and to know that it is this host; or `trouble`."""
-    if not {"dashboard", "apache_proxy"} <= target.tasks:
+    of_kibana = behind_apache() == KIBANA_STATUS
+    if not {"kibana" if of_kibana else "dashboard", "apache_proxy"} <= target.tasks:
         return {}
     if found["login"].state == "bad":  # a login that fails would count as a guess
         return {"trouble": found["login"].cause}
@@ -240,4 +255,4 @@ def way_in(target: Target, found: dict[str, Link]) -> dict[str, Any]:
         fingerprint = hashlib.sha256(https("/").certificate).hexdigest()
     except OSError as error:
         return {"trouble": f"Apache does not answer on the host itself ({error})"}
-    return {"certificate": fingerprint, "user": user(target), "password": password}
+    return {"certificate": fingerprint, "user": user(target), "password": password, "kibana": of_kibana}

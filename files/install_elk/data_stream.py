@@ -3,6 +3,7 @@
 
 check     succeed if there is no data stream yet, or the index that it writes to has the template's fields
 roll      begin a new index; the former ones stay as they are
+trim MB   keep it within that size: delete the oldest index, and begin a new one in time. By age, Elasticsearch itself deletes.
 """
 
 from __future__ import annotations
@@ -34,9 +35,47 @@ def roll() -> None:
         raise SystemExit(f"{DATA_STREAM} was not rolled over ({status}): {reason(answer)}")
 
 
+def sizes() -> list[tuple[str, int]]:
+    """The indices of the data stream with their bytes, oldest first; none where there is no data stream yet."""
+    status, answer = call("GET", f"/_data_stream/{DATA_STREAM}")
+    if status != 200:
+        return []
+    names = [index["index_name"] for index in answer["data_streams"][0]["indices"]]
+    status, answer = call("GET", f"/{DATA_STREAM}/_stats/store")
+    if status != 200:
+        raise SystemExit(f"the size of {DATA_STREAM} cannot be looked at ({status}): {reason(answer)}")
+    return [(name, answer["indices"][name]["total"]["store"]["size_in_bytes"]) for name in names]
+
+
+def surplus(indices: list[tuple[str, int]], limit: int) -> list[str]:
+    """Which of the oldest have to go so that the rest is within the limit; never the one that is written to."""
+    gone = []
+    total = sum(size for _, size in indices)
+    for name, size in indices[:-1]:
+        if total <= limit:
+            break
+        gone.append(name)
+        total -= size
+    return gone
+
+
+def trim(limit: int) -> None:
+    indices = sizes()
+    for name in surplus(indices, limit):
+        status, answer = call("DELETE", f"/{name}")
+        if status != 200:
+            raise SystemExit(f"{name} was not deleted ({status}): {reason(answer)}")
+        print(f"{name} was deleted: the events took more than {limit >> 20} MB")
+    # What can be deleted is a whole index, so none may grow beyond a quarter.
+    if indices and indices[-1][1] > limit // 4:
+        roll()
+
+
 def main() -> None:
     try:
-        if sys.argv[1] == "roll":
+        if sys.argv[1] == "trim":
+            trim(int(sys.argv[2]) << 20)
+        elif sys.argv[1] == "roll":
             roll()
         else:
             fields = written_to()

@@ -95,7 +95,10 @@ def complaints(name: str) -> Iterator[str]:
             lines = [line.strip() for line in file.readlines()[-400:]]
     except OSError:
         return
-    yield from (line[:300] for line in lines if re.search(r"\bERROR\b|\bFATAL\b|fatal exception", line))
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if re.search(r"\bERROR\b|\bFATAL\b|fatal exception", line):
+            # What was thrown stands in the next line.
+            yield f"{line} {'' if after.startswith(('[', 'at ')) else after}".strip()[:400]
 
 
 def memory(name: str) -> Iterator[str]:

@@ -1,14 +1,16 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -Bs
 """On the target: who Kibana is to Elasticsearch (a service token), and who its visitors are (a user that reads).
 
 access.py check     exit 0 if token, role and user are as they shall be
 access.py ensure    make them so
+access.py rotate    a new token and a new password for the viewers; Kibana wants to be started anew with them
 access.py remove    for undo
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from typing import Any
 
@@ -76,6 +78,13 @@ def ensure() -> None:
         asked(*elasticsearch.call("POST", f"/_security/user/{VIEWER}", user), "making the viewer")
 
 
+def rotate() -> None:
+    """The former ones are refused at once, so Kibana follows right after."""
+    elasticsearch.keep_secret("kibana_viewer_password", secrets.token_urlsafe(24))
+    make_token()
+    ensure()
+
+
 def remove() -> None:
     """Where Elasticsearch is gone already, they are gone with it."""
     try:
@@ -88,4 +97,6 @@ def remove() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(kibana_api.run("access.py", {"check": check, "ensure": ensure, "remove": remove}))
+    sys.exit(
+        kibana_api.run("access.py", {"check": check, "ensure": ensure, "rotate": rotate, "remove": remove})
+    )

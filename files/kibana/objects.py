@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -Bs
 """On the target: our saved objects in Kibana. What somebody edited there is never overwritten.
 
     objects.py check     exit 0 if nothing is to be done; says what was edited ("note: …")

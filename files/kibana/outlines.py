@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -Bs
 """On the target: the outlines of all countries as an index of ours, so that the map needs no map service.
 
 outlines.py check     exit 0 if the index holds this file's outlines

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/python3 -Bs
 """On the target: is Kibana there, and if it does not come, why?
 
 readiness.py check    exit 0 if Kibana says that it is available; else how far it is

@@ -7,7 +7,7 @@ from typing import Any
 import fabric  # type: ignore[import-untyped]
 
 from fabfile.engine import fleet
-from fabfile.engine.converge import converge
+from fabfile.engine.converge import converge, while_connecting
 from fabfile.engine.report import Report
 from tests.bench.rivals import compared
 
@@ -16,8 +16,9 @@ fleet.install()
 
 @fleet.host_task
 def sensor(c: Any, check: bool = False, diff: bool = False) -> Report:
-    """Converge iptables_log, syslog_route and collector."""
-    return converge(c, compared(fleet.settings(c)), check=check, diff=diff)
+    """Converge iptables_log, syslog_route and collector, as `deploy` would."""
+    chosen = fleet.settings(c)
+    return converge(c, while_connecting(c, lambda: compared(chosen)), check=check, diff=diff)
 
 
 @fabric.task  # type: ignore[untyped-decorator, unused-ignore]

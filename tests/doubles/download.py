@@ -1,14 +1,22 @@
-"""Brings a file of Maven Central: over HTTPS, resumed where it broke off, and taken only with the hash that is pinned."""
+"""Brings a file of Maven Central, taken only with the hash that is pinned: by Maven, as it is set up on this machine.
+
+Without Maven: over HTTPS from the repository that MAVEN_REPOSITORY names, resumed where it broke off.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 TRIES, WAIT, BLOCK = 5, 2.0, 1 << 20
+COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
 
 
 class DownloadError(Exception):
@@ -21,6 +29,46 @@ def digest(path: Path) -> str:
         while block := file.read(BLOCK):
             found.update(block)
     return found.hexdigest()
+
+
+def artifact(group: str, name: str, version: str, sha256: str, to: Path) -> Path:
+    """A zip of Maven Central at `to`. Raises DownloadError."""
+    if to.exists():
+        return to
+    if url := os.environ.get("MAVEN_REPOSITORY"):
+        path = f"{group.replace('.', '/')}/{name}/{version}/{name}-{version}.zip"
+        return bring(f"{url.rstrip('/')}/{path}", sha256, to)
+    if not shutil.which("mvn"):
+        raise DownloadError(
+            f"{group}:{name}:{version} comes from Maven Central, and there is no mvn here; install Maven, or name a Maven "
+            f"repository's URL in MAVEN_REPOSITORY, or put the file at {to} yourself"
+        )
+    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
+        by_maven(f"{group}:{name}:{version}:zip", folder)
+        found = next(Path(folder).iterdir())
+        if digest(found) != sha256:
+            raise DownloadError(
+                f"{group}:{name}:{version} is not what was pinned: its SHA-256 is not {sha256}"
+            )
+        found.replace(to)
+    return to
+
+
+def by_maven(coordinates: str, folder: str) -> None:
+    argv = [
+        "mvn",
+        "--batch-mode",
+        "--quiet",
+        COPY,
+        f"-Dartifact={coordinates}",
+        f"-DoutputDirectory={folder}",
+    ]
+    for number in range(TRIES):
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+        if not done.returncode:
+            return
+        time.sleep(WAIT * number)
+    raise DownloadError(f"Maven could not bring {coordinates} in {TRIES} tries: {done.stdout.strip()[-600:]}")
 
 
 def bring(url: str, sha256: str, to: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from .deb import Entry, folder
 
 HERE = Path(__file__).parent / "elasticsearch"
-CENTRAL = "https://repo1.maven.org/maven2/org/elasticsearch/distribution/integ-test-zip/elasticsearch"
+GROUP = "org.elasticsearch.distribution.integ-test-zip"
 SHA256 = {
     "9.5.2": "de3d9c88b5f993d9b1f937a1da8d7bfa3e881f83bf3a0dab3e49a8d557934618",
     "9.5.3": "bec49f3b8d00e75c8d1cec85c35298635ec9fbd3ae80ef5aeb6bc05abdb3db2d",

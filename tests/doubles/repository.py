@@ -133,9 +133,10 @@ def elasticsearch(version: str) -> Iterable[deb.Entry]:
         raise download.DownloadError(
             f"no SHA-256 is pinned for Elasticsearch {version}: add it to tests/doubles/elasticsearch_package.py"
         )
-    url = f"{elasticsearch_package.CENTRAL}/{version}/elasticsearch-{version}.zip"
     server = cache() / f"elasticsearch-{version}.zip"
-    download.bring(url, elasticsearch_package.SHA256[version], server)
+    download.artifact(
+        elasticsearch_package.GROUP, "elasticsearch", version, elasticsearch_package.SHA256[version], server
+    )
     jdk = builder.jdk(cache() / f"{builder.image().replace(':', '-')}-jdk.tar")
     modules = builder.modules(server, version, cache() / f"modules-{version}-{source_hash('elasticsearch')}")
     return elasticsearch_package.entries(server, jdk, modules)
@@ -188,7 +189,7 @@ def lay_out(packages: list[Path], to: Path) -> None:
     write_indexes(part / "dists" / "stable", indexes)
     keys = cache() / "keys"
     keys.mkdir(mode=0o700, exist_ok=True)
-    builder.run("sign.sh", {part: "/work", keys: "/keys"})
+    builder.run("sign.sh", {part: "/repository", keys: "/keys"})
     part.replace(to)
 
 

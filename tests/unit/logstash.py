@@ -28,6 +28,7 @@ def text(log: str | Path = LOG, geoip_city: str = "", geoip_asn: str = "") -> st
         "install_elk/pipeline.conf.j2",
         log=str(log),
         patterns=str(PATTERNS),
+        replay="/var/lib/knockmap/replay",
         geoip_city=geoip_city,
         geoip_asn=geoip_asn,
     )

@@ -444,6 +444,7 @@ def test_a_unit_file_that_changed_late_is_read_before_its_restart(
     run: Run, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where another unit was looked at in between, after which systemd's answer was kept."""
+    monkeypatch.setattr(units.time, "sleep", lambda seconds: None)
     program_in(root, monkeypatch, "systemctl", SYSTEMCTL.format(root=root))
     (root / "loaded").touch()
     os.utime(root / "loaded", (1, 1))

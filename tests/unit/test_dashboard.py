@@ -386,6 +386,7 @@ def test_what_takes_too_long_ends_soon_for_all_who_ask_and_hinders_nobody_else(
 
 
 def test_the_public_page_takes_one_connection_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "SECONDS", 0.5)
     page = Page(Dashboard(Options(db=world.page.app.options.db, public=True)))
     monkeypatch.setattr(page.app, "public_view", lambda db, question: db.execute(ENDLESS).fetchall())
     threads = [

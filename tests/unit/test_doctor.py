@@ -29,7 +29,8 @@ from fabfile.engine.report import Answer
 from fabfile.proof_packet import Course, Packet, Proof
 from tests.unit.tls import certificate
 
-sys.path.append(str(task.FOLDER))  # last: the target's modules import their neighbours by bare name
+# Last: the target's modules import their neighbours by bare name.
+sys.path += [str(task.FOLDER), str(task.CLIENT.parent)]
 
 import doctor
 import look
@@ -442,14 +443,11 @@ def test_no_secret_is_in_what_is_printed() -> None:
 
 def test_the_program_is_one_source_of_the_standard_library_alone() -> None:
     source = task.program().decode()
-    names = {path.stem for path in task.FOLDER.glob("*.py")}
+    paths = {path.stem: path for path in (*task.FOLDER.glob("*.py"), task.CLIENT)}
+    names = set(paths)
     assert names == set(task.MODULES)
     compile(source, "doctor", "exec")
-    found = {
-        line.split()[1].split(".")[0]
-        for name in names
-        for line in imports((task.FOLDER / f"{name}.py").read_text())
-    }
+    found = {line.split()[1].split(".")[0] for path in paths.values() for line in imports(path.read_text())}
     # maxminddb is looked for when GeoIP data are there, since the collector reads them by it.
     assert found - names - {"maxminddb"} <= set(sys.stdlib_module_names)
 

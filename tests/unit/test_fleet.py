@@ -272,3 +272,9 @@ def test_a_broken_fabric_yaml_is_a_sentence(tmp_path: Path) -> None:
     config.set_project_location(str(tmp_path))
     with pytest.raises(Exit, match=r"fabric\.yaml"):
         config.load_project()
+
+
+def test_a_task_may_be_written_with_underscores() -> None:
+    words = ["rotate_secrets", "--since", "pipeline_x", "undo", "install_elk"]
+    written = fleet.with_dashes(words, ["rotate-secrets", "install-elk", "undo"])
+    assert written == ["rotate-secrets", "--since", "pipeline_x", "undo", "install-elk"]

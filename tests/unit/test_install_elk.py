@@ -8,11 +8,12 @@ import ipaddress
 import json
 import re
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from cryptography import x509
@@ -37,6 +38,11 @@ from fabfile.engine.resources import (
 from fabfile.settings import SettingError, Settings, load
 from tests.unit import mmdb
 from tests.unit.test_agent import ME, Run, program_in, root, run, statuses, undo  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "files" / "install_elk"))
+
+import data_stream
+import security
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -250,7 +256,7 @@ def test_logstash_alone_has_an_epoch() -> None:
 
 def test_packages_come_from_a_folder_only_if_all_are_in_it(tmp_path: Path) -> None:
     chosen = Settings(elastic_packages=str(tmp_path))
-    with pytest.raises(SettingError, match="must hold one elasticsearch-9.5.2"):
+    with pytest.raises(SettingError, match=r"must hold one elasticsearch-9\.5\.2"):
         elastic_source.package(chosen, "elasticsearch")
     (tmp_path / "elasticsearch-9.5.2-amd64.deb").write_bytes(b"deb")
     package = elastic_source.package(chosen, "elasticsearch")
@@ -346,7 +352,7 @@ def test_packages_brought_along_are_asked_for_by_hash_installed_and_not_left_beh
     sent = zlib.compress(b"the package")
     package = Package("elasticsearch=9.5.2", hold=True, debs=(deb,))
     events = run(package, answer=b"%d\n" % len(sent) + sent + b"0\n")
-    assert [e["event"] for e in events][0] == "need" and statuses(events) == ["changed"]
+    assert events[0]["event"] == "need" and statuses(events) == ["changed"]
     installed = re.search(r"packages (\S+)$", (root / "did").read_text(), re.M)
     assert installed and installed[1].endswith(".elasticsearch-9.5.2-amd64.deb")
     assert list((root / "var/lib/knockmap/incoming").iterdir()) == []
@@ -445,7 +451,7 @@ def test_a_unit_that_does_not_come_fails_with_its_last_words_and_the_usual_cause
 class Api(http.server.BaseHTTPRequestHandler):
     """A double of the one part of Elasticsearch that Rest talks to: documents at paths, behind a login."""
 
-    documents: dict[str, Any] = {}
+    documents: ClassVar[dict[str, Any]] = {}
     kept = False
 
     def answer(self, status: int, document: Any) -> None:
@@ -667,3 +673,54 @@ def test_settings_that_cannot_be_are_refused_by_name(section: dict[str, Any], sa
 def test_deploy_installs_it_by_default() -> None:
     assert "install_elk" in fabfile.plan(Settings())
     assert "install_elk" not in fabfile.plan(Settings(stack="embedded", geo_source="none"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "gone"),
+    [
+        ([10, 10, 10], 30, []),
+        ([10, 10, 10], 29, ["0"]),
+        ([10, 10, 10], 5, ["0", "1"]),  # never the one that is written to
+        ([50], 5, []),
+        ([], 5, []),
+    ],
+)
+def test_the_oldest_indices_go_and_never_the_one_that_is_written_to(
+    sizes: list[int], limit: int, gone: list[str]
+) -> None:
+    assert data_stream.surplus([(str(number), size) for number, size in enumerate(sizes)], limit) == gone
+
+
+@pytest.mark.parametrize(
+    ("have", "fits"),
+    [
+        ({"cluster": ["b", "a"], "indices": [], "run_as": [], "metadata": {}}, True),
+        ({"cluster": ["a", "b"], "indices": [], "run_as": ["root"]}, False),
+        ({"cluster": ["a", "b", "all"], "indices": []}, False),
+        ({"cluster": ["a"], "indices": []}, False),
+        (None, False),
+    ],
+)
+def test_a_key_with_more_or_less_than_it_shall_have_is_no_valid_one(have: Any, fits: bool) -> None:
+    assert security.holds({"cluster": ["a", "b"], "indices": []}, have) is fits
+
+
+def leaves(document: Any, path: str = "") -> set[str]:
+    if isinstance(document, dict) and set(document) != {"lat", "lon"}:
+        return {leaf for key, value in document.items() for leaf in leaves(value, f"{path}.{key}".strip("."))}
+    return {path}
+
+
+def test_every_field_of_the_pipelines_events_is_mapped() -> None:
+    def fields(properties: Any, path: str = "") -> set[str]:
+        return {
+            field
+            for name, value in properties.items()
+            for field in (
+                fields(value["properties"], f"{path}{name}.") if "properties" in value else {path + name}
+            )
+        }
+
+    mappings = json.loads((FOLDER / "mappings.json").read_text())["template"]["mappings"]
+    events = map(json.loads, (ROOT / "tests/data/iptables-events.ndjson").read_text().splitlines())
+    assert {field for event in events for field in leaves(event)} <= fields(mappings["properties"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
@@ -156,7 +157,7 @@ def panel_on_panel(objects: list[SavedObject]) -> None:
 def test_the_checker_finds(damage: Any, words: str) -> None:
     objects = copy.deepcopy(OBJECTS)
     damage(objects)
-    assert any(__import__("re").search(words, line) for line in problems(objects))
+    assert any(re.search(words, line) for line in problems(objects))
 
 
 # --- what Kibana would ask --------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_every_task_has_one_line_that_says_its_outcome() -> None:
 
 def test_settings_that_the_readme_names_exist() -> None:
     named = set(re.findall(r"`((?:ssh|knock|log|collector|geo|apache|elastic|logstash)_[a-z_]+)`", README))
-    assert named <= {*names(), "knockmap"} and len(named) >= 5
+    assert named <= {*names(), *fabfile.TASKS, "knockmap"} and len(named) >= 5
 
 
 @pytest.mark.parametrize("name", ["results.md", "load.md"])
@@ -61,6 +61,16 @@ def test_the_numbers_in_the_readme_are_those_of_the_benchmark(name: str) -> None
     results = (ROOT / "tests" / "bench" / name).read_text()
     shown = README.split(f"<!-- results: tests/bench/{name} -->\n")[1].split("<!-- end of results -->")[0]
     assert shown.strip() == results.strip()
+
+
+def test_every_step_of_the_recipe_has_a_task_and_a_test() -> None:
+    section = README.split("\n## The recipe\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if re.match(r"\| \d", line)]
+    assert [int(row[0]) for row in rows] == list(range(1, 22))
+    for number, _, task, tests in rows:
+        assert task.strip("`") in {*fabfile.TASKS, "doctor"}, number
+        modules = re.findall(r"`(test_\w+\.py)`", tests)
+        assert modules and all((ROOT / "tests" / "container" / name).is_file() for name in modules), number
 
 
 def test_the_ci_runs_the_command_that_the_readme_names() -> None:
@@ -75,6 +85,7 @@ def test_no_file_names_a_registrys_host_or_a_path_of_one_machine() -> None:
         "py" + "pi.org",
         "files.python" + "hosted.org",
         "registry." + "npmjs.org",
+        "repo1." + "maven.org",
         "archive." + "ubuntu.com",
     )
     found = []

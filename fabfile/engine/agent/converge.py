@@ -182,8 +182,7 @@ def preflight(job: dict[str, Any], wants: list[Want], journal: Journal) -> None:
                 "needed, so nothing was touched; make room (see `df -h`) and run again"
             )
     packages = [w for w in wants if w["kind"] == "package"]
-    # One of an exact version comes from a source, or a file, that this very run may bring.
-    missing = [n for w in packages for n in Package(w, journal).observe()["missing"] if "=" not in n]
+    missing = [n for w in packages for n in Package(w, journal).observe()["missing"]]
     if not missing:
         return
     skew = time.time() - job.get("time", time.time())
@@ -196,4 +195,6 @@ def preflight(job: dict[str, Any], wants: list[Want], journal: Journal) -> None:
         if run("dpkg", "--configure", "-a").returncode:  # a package that was unpacked without what it needs
             apt_get("target", "install", "--fix-broken")
         emit("notice", text="an interrupted dpkg was repaired first (dpkg --configure -a)")
-    apt_get("target", "install", "--download-only", *missing)
+    # One of an exact version comes from a source, or a file, that this very run may bring.
+    if usual := [name for name in missing if "=" not in name]:
+        apt_get("target", "install", "--download-only", *usual)

@@ -121,7 +121,9 @@ class Service(Item):
             return ""
         if self.want["enabled"] is not None and self.observe()["enabled"] != before["enabled"]:
             run("systemctl", "enable" if before["enabled"] else "disable", unit)
-        if self.want["running"] is not None and self.observe()["running"] != before["running"]:
+        # What is still on its way up has to be stopped, too.
+        running = units(unit).get("ActiveState") not in ("inactive", "failed")
+        if self.want["running"] is not None and running != before["running"]:
             must(f"{unit}", "systemctl", "start" if before["running"] else "stop", unit)
         forget_observations()
         return ""

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Compiles the doubles of modules against the server's own jars. In /work: lib/ (jars), modules/ (sources), out/.
+# Compiles the doubles of modules against the server's own jars. In /build: lib/ (jars), modules/ (sources), out/.
 set -eu
-cd /work
+cd /build
 for source in modules/*; do
     name="${source#modules/}"
     # A named module is compiled by the module path, the others by the class path.

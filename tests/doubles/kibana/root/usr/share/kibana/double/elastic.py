@@ -42,7 +42,7 @@ class Elastic:
             connection.request(method, path, json.dumps(body) if body is not None else None, headers)
             response = connection.getresponse()
             raw = response.read()
-            if response.getheader("X-elastic-product") != "Elasticsearch":
+            if path == "/" and response.getheader("X-elastic-product") != "Elasticsearch":
                 raise Away("the client noticed that the server is not Elasticsearch")
             return response.status, json.loads(raw)
         except (OSError, http.client.HTTPException, ValueError) as error:

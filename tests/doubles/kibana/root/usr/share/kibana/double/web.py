@@ -220,6 +220,10 @@ class Handler(BaseHTTPRequestHandler):
             self.search(who)
         elif self.command == "PUT" and (found := UPDATE.fullmatch(self.where)):
             self.update(who, *found.groups())
+        elif self.command == "DELETE" and (found := UPDATE.fullmatch(self.where)):
+            self.allowed(who, "delete", {found[1]})
+            self.kibana.store.delete(*found.groups())
+            self.send(200, {})
         else:
             self.refuse(404, "Not Found")
 

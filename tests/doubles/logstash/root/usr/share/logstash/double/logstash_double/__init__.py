@@ -1,7 +1,7 @@
 """A DOUBLE of Logstash 9.5: it runs a pipeline file as Logstash does, as far as knockmap uses it, and refuses the rest.
 
     language       configuration text → tree                  settings, command_line   logstash.yml, flags
-    options        what each plugin takes                      runner                   the program itself
+    options        what each plugin takes                      runner, jvm              the program itself
     event          fields, %{...}                              pipeline                 inputs → queue → filters → outputs
     conditions     if … else if …                              queues                   persistent queue, dead letter queue
     grok           patterns by Oniguruma                       api                      the API on port 9600

@@ -102,6 +102,7 @@ class Elasticsearch(Output):
         "keystore_password": Option(obsolete="Set 'ssl_keystore_password' instead."),
     }
     dead_letters: DeadLetters | None = None
+    connection: http.client.HTTPConnection | None = None
 
     def register(self) -> None:
         self.stopping = threading.Event()
@@ -185,20 +186,23 @@ class Elasticsearch(Output):
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[int, Any, Any]:
         """Status, headers, body. Raises OSError or HTTPException where nothing answers."""
+        self.connection = self.connection or self.opened()
+        try:
+            self.connection.request(method, path, body, {**self.headers, **(headers or {})})
+            answer = self.connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+        except (OSError, http.client.HTTPException):
+            self.connection.close()
+            self.connection = None
+            raise
+
+    def opened(self) -> http.client.HTTPConnection:
         address = self.addresses[self.at % len(self.addresses)]
         host, port = address.hostname or "127.0.0.1", address.port or 9200
         seconds = self.settings["timeout"]
-        connection = (
-            http.client.HTTPSConnection(host, port, timeout=seconds, context=self.context)
-            if self.context
-            else http.client.HTTPConnection(host, port, timeout=seconds)
-        )
-        try:
-            connection.request(method, path, body, {**self.headers, **(headers or {})})
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
-        finally:
-            connection.close()
+        if self.context:
+            return http.client.HTTPSConnection(host, port, timeout=seconds, context=self.context)
+        return http.client.HTTPConnection(host, port, timeout=seconds)
 
     def connect(self) -> None:
         """Raises OSError while it is not there, ConfigurationError where the credentials are wrong or it is another product."""

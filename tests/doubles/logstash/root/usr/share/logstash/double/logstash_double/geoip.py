@@ -126,9 +126,11 @@ class GeoIP(Filter):
         }
 
     def values(self, record: dict[str, Any], address: str) -> Iterator[tuple[str, Any]]:
+        if self.kind == "City" and not (found := dict(city(record))):
+            return
         yield "ip", java_form(address)
         if self.kind == "City":
-            yield from city(record)
+            yield from found.items()
         elif self.kind == "Country":
             yield from country(record)
         elif self.kind == "GeoLite2-ASN":

@@ -5,6 +5,7 @@ An event is acknowledged when the outputs have it. What was put in and not ackno
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
@@ -115,9 +116,8 @@ class PersistentQueue(MemoryQueue):
         beside = self.checkpoint.with_suffix(".new")
         beside.write_text(str(self.done))
         os.replace(beside, self.checkpoint)
-        current = Path(self.page.name)
-        later = [page for page in self.pages() if page != current]
-        for page, following in zip(later, [*later[1:], current], strict=True):
+        pages = self.pages()
+        for page, following in itertools.pairwise(pages):
             if int(following.suffix[1:]) <= self.done + 1:
                 page.unlink()
 

@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-from . import VERSION, ConfigurationError, api
+from . import VERSION, ConfigurationError, api, jvm
 from .elasticsearch import Elasticsearch, Stopped
 from .event import Event
 from .pipeline import Pipeline
@@ -23,6 +24,8 @@ from .queues import DeadLetters, MemoryQueue, PersistentQueue
 from .settings import Settings, arguments, checked, configuration, load, pipelines
 
 LOG = logging.getLogger("logstash.runner")
+# `systemctl start` is back long before Logstash is there; who does not wait for it is to notice. Set by bin/logstash.
+STARTUP = float(os.environ.get("LOGSTASH_DOUBLE_STARTUP", "0"))
 
 
 class Worker:
@@ -207,6 +210,7 @@ def start(settings: Settings, folder: Path) -> list[Worker]:
 
 
 def run(settings: Settings, folder: Path) -> int:
+    time.sleep(STARTUP)
     held = lock(settings)
     workers = start(settings, folder)
     if not workers:
@@ -244,6 +248,8 @@ def answers(workers: list[Worker]) -> api.Answers:
 
 
 def main(argv: list[str]) -> int:
+    for level, name in ((logging.WARNING, "WARN"), (logging.CRITICAL, "FATAL")):
+        logging.addLevelName(level, name)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="[%(asctime)s][%(levelname)-5s][%(name)s] %(message)s"
     )
@@ -252,6 +258,7 @@ def main(argv: list[str]) -> int:
         if given.version:
             print(f"logstash {VERSION}")
             return 0
+        jvm.check(given.folder)
         settings = load(given)
     except ConfigurationError as error:
         LOG.fatal("Your settings are invalid. Reason: %s", error)

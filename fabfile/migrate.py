@@ -1,0 +1,52 @@
+"""From the embedded stack to Elasticsearch without losing the past: its raw lines go through Logstash once more."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fabric import Connection  # type: ignore[import-untyped]
+
+from fabfile.elastic_store import FOLDER
+from fabfile.engine.errors import HostError
+from fabfile.engine.fleet import host_task
+from fabfile.engine.root_channel import RootChannel
+from fabfile.scanners import thin
+
+PROGRAM = ("/usr/bin/python3", "-B", f"{FOLDER}/migrate.py")
+NEXT = "the embedded stack is still there: `fab undo --task dashboard`, then `--task collector --data`, takes it away"
+
+
+@host_task
+def migrate(c: Connection) -> str:
+    """Bring what the embedded stack has stored into Elasticsearch, and count it there."""
+    found: dict[str, Any] = {}
+    complaint = b""
+    with RootChannel(c, PROGRAM, "the replay") as channel:
+        channel.begin(b"", more=False)
+        rest = b""
+        for out, err in channel.receive():
+            complaint += err
+            *lines, rest = (rest + out).split(b"\n")
+            for line in lines:
+                found = json.loads(line)
+                if "progress" in found:
+                    c.tell(found["progress"])
+        status = channel.exit_status()
+    if status or "found" not in found:
+        said = complaint.decode(errors="replace").strip()[-400:]
+        raise HostError(
+            f"{c.original_host}: {said}\nIs stack = elastic deployed there? `fab -H … deploy` brings it."
+        )
+    return text(str(c.original_host), **found)
+
+
+def text(host: str, lines: int, distinct: int, found: int) -> str:
+    """Raises HostError when Elasticsearch lacks some of the lines."""
+    if found < distinct:
+        raise HostError(
+            f"{host}: {thin(distinct - found)} of {thin(distinct)} lines did not come to Elasticsearch within 3 minutes; "
+            "nothing of the embedded stack was changed. `fab doctor` says what Logstash lacks; then run migrate again"
+        )
+    twice = f" ({thin(lines - distinct)} were there twice)" if lines > distinct else ""
+    return f"{host}: {thin(lines)} lines{twice} of the embedded stack are in Elasticsearch, each one seen there; {NEXT}"
