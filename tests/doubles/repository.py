@@ -1,8 +1,4 @@
-"""The apt repository of DOUBLES: elasticsearch, kibana, logstash in one version, built, signed, and served to the boxes.
-
-python -m tests.doubles.repository [VERSION]            builds it; prints its folder
-python -m tests.doubles.repository --serve [VERSION]    and serves it until Ctrl-C
-"""
+"""The apt repository of DOUBLES: elasticsearch, kibana, logstash in one version, built, signed, and served to the boxes."""
 
 from __future__ import annotations
 
@@ -62,6 +58,14 @@ class Repository:
     @property
     def fingerprint(self) -> str:
         return (self.folder / "fingerprint").read_text().strip()
+
+    def settings(self, url: str) -> dict[str, str]:
+        """As environment variables, for a deploy from this repository where it is served."""
+        return {
+            "KNOCKMAP_ELASTIC_MIRROR": url,
+            "KNOCKMAP_ELASTIC_KEY": str(self.key),
+            "KNOCKMAP_ELASTIC_FINGERPRINT": self.fingerprint,
+        }
 
 
 def build(version: str = VERSION, *more: str) -> Repository:
@@ -246,17 +250,3 @@ def addresses() -> tuple[str, str]:
         return "127.0.0.1", "host.docker.internal"
     gateway = images.client().networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
     return gateway, gateway
-
-
-def main() -> None:
-    versions = [word for word in sys.argv[1:] if not word.startswith("-")]
-    built = build(*versions)
-    print(built.folder, built.fingerprint, sep="\n", flush=True)
-    if "--serve" in sys.argv:
-        with serving(built.folder) as url:
-            print(url, flush=True)
-            threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()
