@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ ARCHITECTURES = ("amd64", "arm64")
 PACKERS = ("builder", "deb", "elasticsearch_package", "repository")
 # The Pythons that boxes have, for the compiled parts of what a double brings along: Debian 12, Ubuntu 24.04, Debian 13.
 PYTHONS = ("3.11", "3.12", "3.13")
+WEEK = 7 * 86400  # seconds
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -76,7 +78,18 @@ def build(version: str = VERSION, *more: str) -> Repository:
         to = cache() / f"repository-{digest}"
         if not (to / "dists/stable/InRelease").exists():
             lay_out(packages, to)
+        forget({to, *packages})
     return Repository(to)
+
+
+def forget(used: set[Path]) -> None:
+    """Remove what of the cache was not used for a week: every change makes 200 MB anew."""
+    for path in used:
+        os.utime(path)
+    for kind in ("repository-*", "*.deb", "modules-*", "vendor-*", "*.part"):
+        for path in cache().glob(kind):
+            if time.time() - path.stat().st_mtime > WEEK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def present() -> list[str]:
