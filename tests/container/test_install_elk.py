@@ -443,6 +443,7 @@ def test_undo_leaves_neither_files_nor_packages_nor_data(
     assert not re.search(r":(9200|9300|9600)\b", shell(box, "ss -Hltn"))
 
 
+@pytest.mark.usefixtures("elastic_box")  # not on a release that is too old for the doubles
 def test_packages_brought_along_need_no_archive(
     fab: FabCommand, new_box: NewBox, elastic: dict[str, str], release: str, request: pytest.FixtureRequest
 ) -> None:
