@@ -218,17 +218,12 @@ class Handler(BaseHTTPRequestHandler):
             self.export(who)
         elif self.command == "POST" and SEARCH.fullmatch(self.where):
             self.search(who)
-<<<<<<< HEAD
         elif self.command == "PUT" and (found := UPDATE.fullmatch(self.where)):
             self.update(who, *found.groups())
         elif self.command == "DELETE" and (found := UPDATE.fullmatch(self.where)):
             self.allowed(who, "delete", {found[1]})
             self.kibana.store.delete(*found.groups())
             self.send(200, {})
-=======
-        elif self.command in ("PUT", "DELETE") and (found := UPDATE.fullmatch(self.where)):
-            {"PUT": self.update, "DELETE": self.remove}[self.command](who, *found.groups())
->>>>>>> 9c72de14f3fce22604f0b653fe2e955bd82ca8a1
         else:
             self.refuse(404, "Not Found")
 
