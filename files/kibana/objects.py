@@ -112,8 +112,8 @@ def to_import() -> tuple[list[Object], list[str]]:
         new = known is None or known["ours"] != fingerprint(item)
         if edited(now, known):
             copy = beside(item)
-            there = key(copy) in found and "; our new version is beside it as " + key(copy)
-            notes.append(f"{key(item)} in Kibana was edited there and stays as it is{there or ''}")
+            there = f"; our new version is beside it as {key(copy)}" if key(copy) in found else ""
+            notes.append(f"{key(item)} in Kibana was edited there and stays as it is{there}")
             # A copy that he removed was seen, and is not brought again.
             if new and state.get(key(copy), {}).get("ours") != fingerprint(copy):
                 missing.append(copy)

@@ -76,11 +76,7 @@ def given(config: pytest.Config) -> Settings:
 
 def doubles(stack: ExitStack, versions: tuple[str, ...]) -> Settings:
     built = repository.build(*versions)
-    return {
-        "KNOCKMAP_ELASTIC_MIRROR": stack.enter_context(repository.serving(built.folder)),
-        "KNOCKMAP_ELASTIC_KEY": str(built.key),
-        "KNOCKMAP_ELASTIC_FINGERPRINT": built.fingerprint,
-    }
+    return built.settings(stack.enter_context(repository.serving(built.folder)))
 
 
 def unfit(item: pytest.Item) -> bool:

@@ -271,6 +271,25 @@ def test_credentials_tells_the_operators_way(fab: FabCommand, box: Box, elastic:
     assert shell(box, f"cat {SECRETS}/elastic_password").strip() not in shown
 
 
+def test_the_operator_logs_in_by_the_tunnels_form(box: Box) -> None:
+    """What the browser does at the other end of the tunnel: the hint leads to the form, and that to a session."""
+    lines = (
+        "import http.client as h",
+        "c = h.HTTPConnection('127.0.0.1', 5601)",
+        "c.request('GET', '/kibana/app/home?auth_provider_hint=basic1')",
+        "r = c.getresponse(); r.read()",
+        "given = {'username': 'elastic', 'password': es.secret('elastic_password')}",
+        "form = {'providerType': 'basic', 'providerName': 'basic1', 'currentURL': '/', 'params': given}",
+        "sent = {'kbn-xsrf': 'true', 'x-elastic-internal-origin': 'Kibana', 'Content-Type': 'application/json'}",
+        "c.request('POST', '/kibana/internal/security/login', json.dumps(form), sent)",
+        "r2 = c.getresponse(); r2.read()",
+        "answer = [r.status, r.getheader('Location'), r2.status, (r2.getheader('Set-Cookie') or '')[:4]]",
+    )
+    first, where, status, cookie = python(box, "\n".join(lines))
+    assert first == 302 and where.startswith("/kibana/login?")
+    assert (status, cookie) == (200, "sid=")
+
+
 def test_kibana_refuses_what_it_is_to_refuse(box: Box) -> None:
     get = "import http.client as h\nc = h.HTTPConnection('127.0.0.1', 5601)\n"
     assert python(box, get + "c.request('GET', '/api/status')\nanswer = c.getresponse().status") == 404
@@ -370,6 +389,21 @@ def test_why_kibana_does_not_come_is_said(box: Box, kibana: Callable[..., Fab]) 
     assert kibana().rc == 0
 
 
+def test_renewed_secrets_let_kibana_and_its_visitors_in(
+    fab: FabCommand, box: Box, elastic: dict[str, str], kibana: Callable[..., Fab]
+) -> None:
+    names = ("kibana_token", "kibana_viewer_password", "elastic_password", "writer_key", "reader_key")
+    former = [shell(box, f"cat {SECRETS}/{name}") for name in names]
+    renewed = fab(box, "rotate-secrets", **elastic)
+    assert renewed.rc == 0, renewed.out
+    assert all(shell(box, f"cat {SECRETS}/{name}") != old for name, old in zip(names, former, strict=True))
+    refused = f"answer = es.call('GET', '/', auth=es.bearer({former[0].strip()!r}))[0]"
+    assert python(box, refused) == 401
+    status, answer = ask(box, "GET", "/api/status", user="viewer")
+    assert status == 200 and answer["status"]["overall"]["level"] == "available"
+    assert kibana().last.endswith(UNCHANGED)
+
+
 def test_secrets_are_in_their_places_only(box: Box) -> None:
     names = shell(box, f"ls {SECRETS}").split()
     for name in (name for name in names if name.startswith(("kibana_", "elastic_"))):
@@ -393,18 +427,3 @@ def test_undo_puts_everything_back(fab: FabCommand, box: Box, elastic: dict[str,
     for path in ("/_security/user/knockmap_viewer", "/_security/role/knockmap_viewer", "/knockmap-countries"):
         program = f"import sys\n{call}\nprint(es.call('GET', {path!r})[0])"
         assert box.run(["/usr/bin/python3", "-B", "-c", program])[1].strip() == "404"
-
-
-def test_renewed_secrets_let_kibana_and_its_visitors_in(
-    fab: FabCommand, box: Box, elastic: dict[str, str], kibana: Callable[..., Fab]
-) -> None:
-    names = ("kibana_token", "kibana_viewer_password", "elastic_password", "writer_key", "reader_key")
-    former = [shell(box, f"cat {SECRETS}/{name}") for name in names]
-    renewed = fab(box, "rotate-secrets", **elastic)
-    assert renewed.rc == 0, renewed.out
-    assert all(shell(box, f"cat {SECRETS}/{name}") != old for name, old in zip(names, former, strict=True))
-    refused = f"answer = es.call('GET', '/', auth=es.bearer({former[0].strip()!r}))[0]"
-    assert python(box, refused) == 401
-    status, answer = ask(box, "GET", "/api/status", user="viewer")
-    assert status == 200 and answer["status"]["overall"]["level"] == "available"
-    assert kibana().last.endswith(UNCHANGED)

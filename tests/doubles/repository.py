@@ -1,8 +1,4 @@
-"""The apt repository of DOUBLES: elasticsearch, kibana, logstash in one version, built, signed, and served to the boxes.
-
-python -m tests.doubles.repository [VERSION]            builds it; prints its folder
-python -m tests.doubles.repository --serve [VERSION]    and serves it until Ctrl-C
-"""
+"""The apt repository of DOUBLES: elasticsearch, kibana, logstash in one version, built, signed, and served to the boxes."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +29,7 @@ ARCHITECTURES = ("amd64", "arm64")
 PACKERS = ("builder", "deb", "elasticsearch_package", "repository")
 # The Pythons that boxes have, for the compiled parts of what a double brings along: Debian 12, Ubuntu 24.04, Debian 13.
 PYTHONS = ("3.11", "3.12", "3.13")
+WEEK = 7 * 86400  # seconds
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -63,6 +61,14 @@ class Repository:
     def fingerprint(self) -> str:
         return (self.folder / "fingerprint").read_text().strip()
 
+    def settings(self, url: str) -> dict[str, str]:
+        """As environment variables, for a deploy from this repository where it is served."""
+        return {
+            "KNOCKMAP_ELASTIC_MIRROR": url,
+            "KNOCKMAP_ELASTIC_KEY": str(self.key),
+            "KNOCKMAP_ELASTIC_FINGERPRINT": self.fingerprint,
+        }
+
 
 def build(version: str = VERSION, *more: str) -> Repository:
     """The repository with the doubles of one version, or of several; what has not changed is not built again."""
@@ -72,7 +78,18 @@ def build(version: str = VERSION, *more: str) -> Repository:
         to = cache() / f"repository-{digest}"
         if not (to / "dists/stable/InRelease").exists():
             lay_out(packages, to)
+        forget({to, *packages})
     return Repository(to)
+
+
+def forget(used: set[Path]) -> None:
+    """Remove what of the cache was not used for a week: every change makes 200 MB anew."""
+    for path in used:
+        os.utime(path)
+    for kind in ("repository-*", "*.deb", "modules-*", "vendor-*", "*.part"):
+        for path in cache().glob(kind):
+            if time.time() - path.stat().st_mtime > WEEK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def present() -> list[str]:
@@ -246,17 +263,3 @@ def addresses() -> tuple[str, str]:
         return "127.0.0.1", "host.docker.internal"
     gateway = images.client().networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
     return gateway, gateway
-
-
-def main() -> None:
-    versions = [word for word in sys.argv[1:] if not word.startswith("-")]
-    built = build(*versions)
-    print(built.folder, built.fingerprint, sep="\n", flush=True)
-    if "--serve" in sys.argv:
-        with serving(built.folder) as url:
-            print(url, flush=True)
-            threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

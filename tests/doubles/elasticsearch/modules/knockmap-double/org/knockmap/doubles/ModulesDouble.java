@@ -8,6 +8,7 @@ import java.util.function.Supplier;
 import org.apache.lucene.analysis.email.UAX29URLEmailTokenizer;
 import org.elasticsearch.action.datastreams.DeleteDataStreamAction;
 import org.elasticsearch.action.datastreams.GetDataStreamAction;
+import org.elasticsearch.action.datastreams.lifecycle.PutDataStreamLifecycleAction;
 import org.elasticsearch.cluster.node.DiscoveryNodes;
 import org.elasticsearch.common.settings.SecureSetting;
 import org.elasticsearch.common.settings.Setting;
@@ -23,8 +24,8 @@ import org.elasticsearch.rest.RestHandler;
 
 /**
  * A DOUBLE of what the server of Maven Central lacks and we cannot do without: of the module analysis-common the parts
- * that the index .security is made of; of rest-root the answer of GET /; of data-streams the two calls that read and
- * remove a data stream.
+ * that the index .security is made of; of rest-root the answer of GET /; of data-streams the calls that read and
+ * remove a data stream, and that store its lifecycle.
  */
 public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugin {
 
@@ -61,7 +62,8 @@ public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugi
         return List.of(
             new ActionHandler(Root.TYPE, Root.class),
             new ActionHandler(GetDataStreamAction.INSTANCE, GetDataStreams.class),
-            new ActionHandler(DeleteDataStreamAction.INSTANCE, DeleteDataStreams.class)
+            new ActionHandler(DeleteDataStreamAction.INSTANCE, DeleteDataStreams.class),
+            new ActionHandler(PutDataStreamLifecycleAction.INSTANCE, PutLifecycle.class)
         );
     }
 
@@ -71,6 +73,6 @@ public class ModulesDouble extends Plugin implements AnalysisPlugin, ActionPlugi
         Supplier<DiscoveryNodes> nodes,
         Predicate<NodeFeature> features
     ) {
-        return List.of(new Root.Rest(), new GetDataStreams.Rest(), new DeleteDataStreams.Rest());
+        return List.of(new Root.Rest(), new GetDataStreams.Rest(), new DeleteDataStreams.Rest(), new PutLifecycle.Rest());
     }
 }

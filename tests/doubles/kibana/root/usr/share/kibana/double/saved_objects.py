@@ -276,10 +276,3 @@ class Store:
             self.items[kind, id] = item
             self.save()
             return item
-
-    def remove(self, kind: str, id: str) -> None:
-        with self.lock:
-            if (kind, id) not in self.items:
-                raise Bad(404, f"Saved object [{kind}/{id}] not found")
-            del self.items[kind, id]
-            self.save()

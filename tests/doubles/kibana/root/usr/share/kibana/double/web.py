@@ -218,8 +218,12 @@ class Handler(BaseHTTPRequestHandler):
             self.export(who)
         elif self.command == "POST" and SEARCH.fullmatch(self.where):
             self.search(who)
-        elif self.command in ("PUT", "DELETE") and (found := UPDATE.fullmatch(self.where)):
-            {"PUT": self.update, "DELETE": self.remove}[self.command](who, *found.groups())
+        elif self.command == "PUT" and (found := UPDATE.fullmatch(self.where)):
+            self.update(who, *found.groups())
+        elif self.command == "DELETE" and (found := UPDATE.fullmatch(self.where)):
+            self.allowed(who, "delete", {found[1]})
+            self.kibana.store.delete(*found.groups())
+            self.send(200, {})
         else:
             self.refuse(404, "Not Found")
 
@@ -260,11 +264,6 @@ class Handler(BaseHTTPRequestHandler):
     def update(self, who: str, kind: str, id: str) -> None:
         self.allowed(who, "update", {kind})
         self.send(200, self.kibana.store.update(kind, id, json.loads(self.body)["attributes"]))
-
-    def remove(self, who: str, kind: str, id: str) -> None:
-        self.allowed(who, "delete", {kind})
-        self.kibana.store.remove(kind, id)
-        self.send(200, {})
 
     def search(self, who: str) -> None:
         """What the page does for each panel: as the visitor's own user."""

@@ -125,12 +125,16 @@ class Worker:
 
     def statistics(self) -> dict[str, Any]:
         filters = [
-            {"id": plugin.settings["id"] or f"{plugin.name}-{number}", "name": plugin.name}
+            {"id": plugin.settings["id"] or f"{plugin.name}-{number}", "name": plugin.name} | plugin.counts
             for number, plugin in enumerate(self.pipeline.filters.values())
         ]
-        queue: dict[str, Any] = {"type": self.settings["queue.type"], "events_count": len(self.queue.entries)}
-        if isinstance(self.queue, PersistentQueue):
-            queue["queue_size_in_bytes"] = self.queue.size()
+        kept = isinstance(self.queue, PersistentQueue)
+        queue = {
+            "type": self.settings["queue.type"],
+            "events_count": len(self.queue.entries),
+            "queue_size_in_bytes": self.queue.size(),
+            "max_queue_size_in_bytes": self.settings["queue.max_bytes"] if kept else 0,
+        }
         letters = (
             {"queue_size_in_bytes": self.letters.size(), "dropped_events": self.letters.dropped}
             if self.letters
@@ -183,8 +187,13 @@ def test(settings: Settings, folder: Path) -> int:
 def lock(settings: Settings) -> Any:
     """Raises ConfigurationError where another instance has the folder of data."""
     folder = Path(settings["path.data"])
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError:
+        raise ConfigurationError(
+            f'Path "{folder}" must be a writable directory. It is not writable.'
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
