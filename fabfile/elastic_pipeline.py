@@ -18,8 +18,8 @@ OWN_CA = f"{ETC}/certs/http_ca.crt"
 PATTERNS = f"{ETC}/patterns"
 GEO = "/var/lib/knockmap/geo"
 REPLAY = "/var/lib/knockmap/replay"  # where `migrate` puts what it brings
-# What Logstash's geoip filter can read; those of other makers end its start.
-GEO_KINDS = {"city": re.compile(r"Geo(Lite2|IP2)-City.*"), "asn": re.compile(r"GeoLite2-ASN|GeoIP2-ISP")}
+# What Logstash's geoip filter can read, by what the kind's name holds; others end it at the first event.
+GEO_KINDS = {"city": re.compile(r".*City.*"), "asn": re.compile(r".*(GeoLite2-ASN|GeoIP2-ISP).*")}
 
 
 def elsewhere(settings: Settings) -> bool:
@@ -74,7 +74,7 @@ def own_databases(settings: Settings) -> dict[str, Path]:
         fits = [name for name, kinds in GEO_KINDS.items() if kinds.fullmatch(kind)]
         if not fits:
             raise SettingError(
-                f"geo_databases: {path} is of the kind {kind!r}, and Logstash reads MaxMind's City and ASN only; "
+                f"geo_databases: {path} is of the kind {kind!r}, and Logstash reads City and ASN databases like MaxMind's only; "
                 "give those, or set logstash_geoip = bundled"
             )
         found[fits[0]] = path
@@ -86,8 +86,13 @@ def database_kind(path: Path) -> str:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - (128 << 10)))
         metadata = file.read().rpartition(b"\xab\xcd\xefMaxMind.com")[2]
-    size, text = metadata.partition(b"database_type")[2][:1], metadata.partition(b"database_type")[2][1:]
-    return text[: size[0] & 0x1F].decode(errors="replace") if size else ""
+    field = metadata.partition(b"database_type")[2]
+    if not field:
+        return ""
+    size, start = field[0] & 0x1F, 1
+    if size == 29:  # longer names: the next byte says how much
+        size, start = 29 + field[1], 2
+    return field[start : start + size].decode(errors="replace")
 
 
 def databases(settings: Settings) -> tuple[Resource, ...]:

@@ -88,8 +88,8 @@ class Settings:
     # For that: its certificate authority (PEM; none for a public one) and a file with an API key as id:key.
     elastic_ca: str = ""
     elastic_api_key_file: str = ""
-    # Where Logstash looks addresses up: the databases it brings, the .mmdb files of geo_databases, or nowhere.
-    logstash_geoip: Literal["bundled", "own", "none"] = "bundled"
+    # Where Logstash looks addresses up: the databases it brings, or MaxMind's .mmdb files of geo_databases.
+    logstash_geoip: Literal["bundled", "own"] = "bundled"
 
     # Where Apache's certificate comes from: made on the target, or by ACME (Let's Encrypt), or files of your own.
     apache_certificate: Literal["self-signed", "acme", "files"] = "self-signed"

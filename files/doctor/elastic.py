@@ -9,7 +9,7 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -25,6 +25,8 @@ AGAIN = "{fab} install-elk"
 PORTS = {9200: "Elasticsearch", 9300: "Elasticsearch's transport", 9600: "Logstash", 5601: "Kibana"}
 TYPES = {"@timestamp": "date", "source.ip": "ip", "source.geo.location": "geo_point"}
 WRONG = re.compile(r"\b(?:ERROR|FATAL)\b|[Ff]atal exception")
+CONSEQUENCE = re.compile(r"stopped processing|did not exit normally")  # of what was said before
+THROWN = re.compile(r"[\w.$]+(?:Exception|Error): ")
 MANY_FAILURES, MUCH_OF_ALL = 20, 0.1  # more lines than these that no pattern fits are a flood of them
 
 
@@ -51,12 +53,21 @@ def unknown(error: Exception) -> Link:
 
 
 def complaint(name: str, path: str = "") -> str:
-    """The last error that a unit told its journal, or its own log, in brackets; "" if there is none."""
-    said = run("journalctl", "-q", "-u", name, "-n", "60", "-o", "cat", "--no-pager").stdout.splitlines()
-    said = [line for line in said if WRONG.search(line)]
-    if not said and path:
-        said = [line for line in run("tail", "-n", "400", path).stdout.splitlines() if WRONG.search(line)]
-    return f" ({said[-1].strip()[:300]})" if said else ""
+    """The last error that a unit (or what else journalctl selects by) told its journal, else its own log."""
+    chosen = (name,) if "=" in name else ("-u", name)
+    said = run("journalctl", "-q", *chosen, "-n", "60", "-o", "cat", "--no-pager").stdout.splitlines()
+    if path:
+        said = [*run("tail", "-n", "400", path).stdout.splitlines(), *said]
+    return last_error(said)
+
+
+def last_error(lines: Sequence[str]) -> str:
+    """In brackets; "" if there is none. Java says what happened in the line behind its complaint."""
+    found = ""
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if WRONG.search(line) and not CONSEQUENCE.search(line):
+            found = (after if THROWN.match(after) else line).strip()
+    return f" ({found[:300]})" if found else ""
 
 
 # --- packages ---------------------------------------------------------------------------------------------------
@@ -177,7 +188,8 @@ def node(target: Target) -> Link:
     if state == "inactive":
         return bad("Elasticsearch is stopped, so nothing is stored or shown", AGAIN)
     if state != "active":
-        return bad(f"Elasticsearch does not come up ({state}){touched(edited)}{complaint(UNIT, LOG)}", words)
+        why = f"{touched(edited)}{complaint(UNIT, LOG)}"
+        return bad(f"Elasticsearch does not come up ({state}){why}", AGAIN if edited else words)
     try:
         status, answer = call("GET", "/", auth="none", timeout=10)
     except Unreachable as error:

@@ -83,9 +83,10 @@ def not_available(found: dict[str, str]) -> Link | None:
             break
         time.sleep(0.5)
     seconds = time.time() - os.stat(f"/proc/{found.get('MainPID', '0')}").st_mtime
-    if seconds < START_SECONDS and not complaint(UNIT, LOG):
+    since_start = complaint(f"_SYSTEMD_INVOCATION_ID={found.get('InvocationID')}")
+    if seconds < START_SECONDS and not since_start:
         return warn(f"Kibana was started {seconds:.0f} s ago and is {said}", "{fab} doctor")
-    return bad(f"Kibana runs and is {said}{complaint(UNIT, LOG)}", WORDS, symptom=True)
+    return bad(f"Kibana runs and is {said}{since_start}", WORDS, symptom=True)
 
 
 # --- the visitors' user -----------------------------------------------------------------------------------------

@@ -107,10 +107,10 @@ def run(*argv: str, seconds: float = 10) -> subprocess.CompletedProcess[str]:
 
 
 def unit(name: str) -> dict[str, str]:
-    """What systemd says of a unit: ActiveState, SubState, UnitFileState, MainPID, Result, NRestarts."""
+    """What systemd says of a unit: ActiveState, SubState, UnitFileState, MainPID, Result, NRestarts, InvocationID."""
     shown = run(
         *("systemctl", "show", name),
-        *("-p", "ActiveState,SubState,UnitFileState,MainPID,Result,NRestarts"),
+        *("-p", "ActiveState,SubState,UnitFileState,MainPID,Result,NRestarts,InvocationID"),
     )
     return dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
 

@@ -26,6 +26,7 @@ EMPTY = 16  # a segment of dead letters begins with a byte or two that are none
 START_SECONDS, PATIENCE = 180, 5.0
 # What Elasticsearch said of an event, in a dead letter of Ruby's or of JSON's form.
 LETTER = re.compile(rb'"reason\\?"\s*(?:=>|:)\s*\\?"([^"\\]{5,300})')
+DEEPER = re.compile(rb"caused_by[^{]{0,12}\{[^}]*\}")  # in words of Java's
 
 
 def api(path: str) -> Any:
@@ -190,7 +191,7 @@ def last_reason(path: str) -> str:
     """What Elasticsearch said of the last one: text, also in Logstash's own binary form."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - (64 << 10)))
-        if found := LETTER.findall(file.read()):
+        if found := LETTER.findall(DEEPER.sub(b"", file.read())):
             return f" ({found[-1].decode(errors='replace')[:200]})"
     return ""
 

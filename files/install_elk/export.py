@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ipaddress
 import sys
 import time
 from typing import Any
@@ -32,7 +33,8 @@ ORDER = ("address", "network", *list(COLUMNS)[1:])
 
 def event(document: dict[str, Any]) -> dict[str, Any]:
     found = {name: field(document, path) for name, path in COLUMNS.items()}
-    found["network"] = network_of(str(found["address"]))
+    found["address"] = str(ipaddress.ip_address(str(found["address"])))  # a line has IPv6 in full length
+    found["network"] = network_of(found["address"])
     found["country"], found["city"] = found["country"] or "", found["city"] or ""
     found["protocol"] = str(found["protocol"] or "tcp").upper()
     return {"ts": epoch(document), **{name: found[name] for name in ORDER}}

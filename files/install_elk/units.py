@@ -95,10 +95,11 @@ def complaints(name: str) -> Iterator[str]:
             lines = [line.strip() for line in file.readlines()[-400:]]
     except OSError:
         return
-    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if re.search(r"\bERROR\b|\bFATAL\b|fatal exception", line):
-            # What was thrown stands in the next line.
-            yield f"{line} {'' if after.startswith(('[', 'at ')) else after}".strip()[:400]
+            yield line[:300]
+            if following and following[0] not in "[{":  # what Java says of the cause begins on the next line
+                yield following[:300]
 
 
 def memory(name: str) -> Iterator[str]:

@@ -102,30 +102,30 @@ def edited(item: Object | None, known: dict[str, str] | None) -> bool:
     return fingerprint(item) != known["stored"] and item.get("updated_at", "") != known["updated_at"]
 
 
-def to_import() -> tuple[list[Object], list[Key]]:
-    """(what is to be brought in, what was edited and stays)."""
+def to_import() -> tuple[list[Object], list[str]]:
+    """(what is to be brought in, what the operator shall know of what he edited)."""
     state, wanted = remembered(), ours()
     found = stored([*wanted, *map(beside, wanted)])
-    missing, kept = [], []
+    missing, notes = [], []
     for item in wanted:
         now, known = found.get(key(item)), state.get(key(item))
+        new = known is None or known["ours"] != fingerprint(item)
         if edited(now, known):
-            kept.append(key(item))
             copy = beside(item)
-            new = known is not None and known["ours"] != fingerprint(item)
+            there = f"; our new version is beside it as {key(copy)}" if key(copy) in found else ""
+            notes.append(f"{key(item)} in Kibana was edited there and stays as it is{there}")
+            # A copy that he removed was seen, and is not brought again.
             if new and state.get(key(copy), {}).get("ours") != fingerprint(copy):
                 missing.append(copy)
-        elif now is None or known is None or known["ours"] != fingerprint(item):
+        elif now is None or new:
             missing.append(item)
-    return missing, kept
+    return missing, notes
 
 
 def check() -> int:
-    missing, kept = to_import()
-    copies = {name for name in remembered() if name.endswith("-new")}
-    for name in kept:
-        copy = f"; our new version is beside it as {name}-new" if f"{name}-new" in copies else ""
-        print(f"note: {name} in Kibana was edited there and stays as it is{copy}")
+    missing, notes = to_import()
+    for text in notes:
+        print(f"note: {text}")
     return 1 if missing else 0
 
 

@@ -43,7 +43,7 @@ class Breakage(NamedTuple):
 
 def python(source: str) -> str:
     """Shell for some Python on the box, which can ask Elasticsearch as its superuser."""
-    head = f"import sys; sys.path.insert(0, '{CLIENT}'); from elasticsearch import call, secret\n"
+    head = f"import sys; sys.path.insert(0, '{CLIENT}'); from elasticsearch import call, secret; "
     return f"python3 -B -c {shlex.quote(head + source)}"
 
 
@@ -107,11 +107,11 @@ cat new.p12 >/etc/elasticsearch/certs/http.p12; rm word all.pem ca.key leaf.key 
 
 BREAKAGES = [
     Breakage("elasticsearch-stopped", "systemctl stop elasticsearch", "Elasticsearch", "is stopped"),
-    Breakage("elasticsearch-config-broken", "echo 'zen.nonsense: 1' >>/etc/elasticsearch/elasticsearch.yml; systemctl restart elasticsearch || true", "Elasticsearch", "elasticsearch.yml was edited since it was deployed", "systemctl reset-failed elasticsearch\nfab install-elk"),
+    Breakage("elasticsearch-config-broken", "echo 'zen.nonsense: 1' >>/etc/elasticsearch/elasticsearch.yml; systemctl restart elasticsearch || true", "Elasticsearch", "elasticsearch.yml was edited since it was deployed"),
     Breakage("port-9200-open-to-all", "sed -i 's/^http.host: .*/http.host: 0.0.0.0/' /etc/elasticsearch/elasticsearch.yml; systemctl restart elasticsearch", "ports", "port 9200 of Elasticsearch is open on"),
     Breakage("http-certificate-expired", EXPIRE, "TLS", "HTTP certificate has expired on 2025-11-01", "cat /root/was.p12 >/etc/elasticsearch/certs/http.p12; systemctl restart elasticsearch"),
     Breakage("kibanas-copy-of-the-authority-replaced", "cp -a /etc/ssl/certs/ca-certificates.crt /etc/kibana/certs/http_ca.crt", "TLS", "/etc/kibana/certs/http_ca.crt is not the certificate authority"),
-    Breakage("versions-differ", "cp -a /var/lib/dpkg/status /root/; sed -i '/^Package: kibana$/,/^$/s/^Version: .*/Version: 9.9.9/' /var/lib/dpkg/status", "versions", "the versions differ: elasticsearch 9.5.2, logstash 9.5.2, kibana 9.9.9", "cp -a /root/status /var/lib/dpkg/status"),
+    Breakage("versions-differ", "cp -a /var/lib/dpkg/status /root/; sed -i '/^Package: kibana$/,/^$/s/^Version: .*/Version: 9.9.9/' /var/lib/dpkg/status", "versions", "kibana 9.9.9", "cp -a /root/status /var/lib/dpkg/status"),
     Breakage("writer-key-revoked", revoked("writer_key"), "keys", "refuses the writer_key"),
     Breakage("reader-key-revoked", revoked("reader_key"), "keys", "refuses the reader_key"),
     Breakage("kibana-token-deleted", es("DELETE", "/_security/service/elastic/kibana/credential/token/knockmap"), "keys", "refuses the kibana_token"),
@@ -125,7 +125,7 @@ BREAKAGES = [
     Breakage("pipeline-broken", f"echo 'filter {{ nonsense {{ }} }}' >>{PIPELINE}; systemctl restart logstash; {until('test $(systemctl show -P NRestarts logstash) -gt 0', 120)}", "Logstash", f"ends again and again; {PIPELINE} was edited"),
     Breakage("log-unreadable-for-logstash", "printf '[Service]\\nSupplementaryGroups=\\n' >/etc/systemd/system/logstash.service.d/zz.conf; systemctl daemon-reload; systemctl restart logstash", "Logstash", "may not read /var/log/iptables.log", "rm /etc/systemd/system/logstash.service.d/zz.conf; systemctl daemon-reload; systemctl restart logstash"),
     Breakage("kibana-stopped", "systemctl stop kibana", "Kibana", "is stopped"),
-    Breakage("kibana-config-broken", f"echo 'xpack.nonsense: 1' >>/etc/kibana/kibana.yml; systemctl restart kibana; {until('systemctl is-failed -q kibana', 120)}", "Kibana", "kibana.yml was edited since it was deployed", "systemctl reset-failed kibana\nfab kibana"),
+    Breakage("kibana-config-broken", f"echo 'xpack.nonsense: 1' >>/etc/kibana/kibana.yml; systemctl restart kibana; {until('systemctl is-failed -q kibana', 120)}", "Kibana", "kibana.yml was edited since it was deployed"),
     Breakage("visitors-password-changed", es("POST", "/_security/user/knockmap_viewer/_password", {"password": "another one"}), "visitors", "does not let knockmap_viewer in"),
     Breakage("dashboard-deleted", python("import http.client, elasticsearch; c = http.client.HTTPConnection('127.0.0.1', 5601); c.request('DELETE', '/kibana/api/saved_objects/dashboard/knockmap-dashboard', headers={'kbn-xsrf': 'true', 'Authorization': elasticsearch.authorization('elastic')}); assert c.getresponse().status == 200"), "objects", "Kibana has lost dashboard knockmap-dashboard"),
     Breakage("apache-without-login", f"sed -i 's/Require valid-user/Require all granted/' {SITE}; systemctl reload apache2", "Apache", "shows Kibana without a login"),

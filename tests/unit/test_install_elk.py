@@ -639,8 +639,11 @@ def test_own_databases_are_taken_by_their_kind(tmp_path: Path) -> None:
     text = elastic_pipeline.pipeline_text(chosen)
     assert 'database => "/var/lib/knockmap/geo/a.mmdb"' in text
     assert 'database => "/var/lib/knockmap/geo/b.mmdb"' in text
-    mmdb.write(paths[0], {"1.0.0.0/8": {"x": "1"}}, kind="DBIP-City-Lite")
-    with pytest.raises(SettingError, match="DBIP-City-Lite"):
+    mmdb.write(paths[0], {"1.0.0.0/8": {"x": "1"}}, kind="DBIP-City-Lite (compat=City), of July")
+    assert elastic_pipeline.database_kind(paths[0]).endswith("of July")
+    assert elastic_pipeline.own_databases(chosen)["city"] == paths[0]
+    mmdb.write(paths[0], {"1.0.0.0/8": {"x": "1"}}, kind="city ipv4")
+    with pytest.raises(SettingError, match="city ipv4"):
         elastic_pipeline.own_databases(chosen)
 
 

@@ -365,6 +365,7 @@ def test_the_api_tells_version_and_what_went_through(tmp_path: Path) -> None:
     assert status == 200 and (about["version"], about["status"]) == ("9.5.2", "green")
     assert get(f"http://127.0.0.1:{port}/_node/pipelines")[1]["pipelines"].keys() == {"main"}
     found = get(f"http://127.0.0.1:{port}/_node/stats/pipelines")[1]["pipelines"]["main"]
+    assert found["queue"]["max_queue_size_in_bytes"] == 1 << 30
     assert found["events"] == {"in": 0, "filtered": 0, "out": 0} and found["queue"]["type"] == "persisted"
     assert get(f"http://127.0.0.1:{port}/nothing")[0] == 404
 
@@ -424,3 +425,10 @@ def test_kill_9_loses_nothing_and_the_same_line_has_the_same_id(
         for action, document in zip(bulk[::2], bulk[1::2], strict=True):
             assert names.setdefault(document["message"], action["create"]["_id"]) == action["create"]["_id"]
     assert len(set(names.values())) == len(lines)
+
+
+def test_a_log_that_cannot_be_read_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reader = Reader(tmp_path)
+    reader.log.mkdir()  # root may read every file, but no folder
+    assert reader.read() == [] == reader.read()
+    assert caplog.text.count("failed to open file") == 1

@@ -83,5 +83,5 @@ class Rest(Item):
             self.set(before["document"])
             return ""
         status, answer = self.ask("DELETE")
-        # A template stays as long as there are data that follow it.
-        return "" if status < 300 else f"kept: {json.dumps(answer)[:200]}"
+        # A template stays as long as there are data that follow it, and goes with the server that holds it.
+        return "" if status < 300 or options["packages"] else f"kept: {json.dumps(answer)[:200]}"

@@ -6,6 +6,7 @@ A position is kept every 15 seconds and at the end, so after kill -9 lines are r
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from .language import Plugin as Node
 from .options import Option, Options
 from .plugins import Plugin, plain_codec
 
+LOG = logging.getLogger("filewatch")
 CHUNK = 32 << 10
 HOST = os.uname().nodename
 
@@ -93,6 +95,7 @@ class FileInput(Plugin):
             )
         self.positions = read_sincedb(self.sincedb)
         self.tails: dict[str, Tail] = {}
+        self.unreadable: set[str] = set()
         self.first, self.written = True, time.monotonic()
 
     def step(self, push: Callable[[list[Event]], None]) -> bool:
@@ -134,7 +137,10 @@ class FileInput(Plugin):
         """At the position known for its inode; a new one at its start, or its end if it was there before us."""
         try:
             file = open(path, "rb")  # noqa: SIM115 - it stays open
-        except OSError:  # not readable: upstream warns and tries again
+        except OSError as error:  # upstream says it once, too, and tries again
+            if path not in self.unreadable:
+                LOG.warning("failed to open file path=%s exception=%s", path, error)
+            self.unreadable.add(path)
             return None
         info = os.fstat(file.fileno())
         end = self.first and self.settings["start_position"] == "end" and not self.reading

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any, ClassVar
 
-from . import ConfigurationError, NotDoubled
+from . import NotDoubled
 from .event import Event, now, text_of
 from .grok import Grok, folder
 from .oniguruma import TooLong, compiled
@@ -54,8 +54,7 @@ class GrokFilter(Filter):
         if found:
             self.matched(event)
         else:
-            for tag in self.settings["tag_on_failure"]:
-                event.tag(tag)
+            self.failed(event)
 
     def fields(self) -> list[str]:
         if len(self.groks) > 1 and self.settings["break_on_match"]:
@@ -140,8 +139,7 @@ class Date(Filter):
                 event.set(self.settings["target"], moment)
                 self.matched(event)
                 return
-        for tag in self.settings["tag_on_failure"]:
-            event.tag(tag)
+        self.failed(event)
 
     def parsed(self, text: str, format_: str) -> datetime | None:
         try:
@@ -409,13 +407,3 @@ def replaced(text: str, old: str, new: str) -> str:
 
 def as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
-
-
-def known() -> dict[str, type[Filter]]:
-    from .geoip import GeoIP
-
-    classes: tuple[type[Filter], ...] = (GrokFilter, Date, Fingerprint, Cidr, Translate, Mutate, GeoIP)
-    return {filter_.name: filter_ for filter_ in classes}
-
-
-__all__ = ["ConfigurationError", "known"]

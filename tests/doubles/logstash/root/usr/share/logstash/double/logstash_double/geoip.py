@@ -100,8 +100,7 @@ class GeoIP(Filter):
         if found:
             self.matched(event)
         else:
-            for tag in self.settings["tag_on_failure"]:
-                event.tag(tag)
+            self.failed(event)
 
     def located(self, event: Event) -> dict[str, Any] | None:
         """None where there is no address at all; nothing in it where there is no record."""

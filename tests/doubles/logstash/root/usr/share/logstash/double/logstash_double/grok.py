@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import ConfigurationError
+from . import ConfigurationError, NotDoubled
 from .oniguruma import Pattern, compiled
 
 Patterns = dict[str, str]
@@ -67,7 +67,7 @@ def expand(text: str, patterns: Patterns) -> str:
         if not found:
             return text
         if found["definition"]:
-            raise ConfigurationError(f"the Logstash double does not know definitions in {found[0]}")
+            raise NotDoubled(f"definitions in {found[0]}")
         if found["name"] not in patterns:
             raise ConfigurationError(f"pattern {found[0]} not defined")
         opening = f"(?<{found['whole']}>" if found["field"] else "(?:"

@@ -6,12 +6,23 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from . import NotDoubled, conditions
+from .elasticsearch import Elasticsearch
 from .event import Event
+from .file_input import FileInput
+from .filters import Cidr, Date, Fingerprint, GrokFilter, Mutate, Translate
+from .geoip import GeoIP
 from .language import Branch, Plugin, Sections, Statement, parse
+from .outputs import Stdout
 from .plugins import Filter, Output
-from .plugins import Plugin as Any_
+from .plugins import Plugin as Part
 
-Kind = TypeVar("Kind", bound=Any_)
+Kind = TypeVar("Kind", bound=Part)
+
+INPUTS = {"file": FileInput}
+FILTERS: dict[str, type[Filter]] = {
+    kind.name: kind for kind in (GrokFilter, Date, Fingerprint, Cidr, Translate, Mutate, GeoIP)
+}
+OUTPUTS: dict[str, type[Output]] = {"elasticsearch": Elasticsearch, "stdout": Stdout}
 
 
 class Dropped(Exception):
@@ -22,18 +33,10 @@ class Pipeline:
     """Made: what `-t` looks at. Registered: what a start looks at."""
 
     def __init__(self, text: str) -> None:
-        from . import elasticsearch, file_input, filters, outputs
-
         self.sections: Sections = parse(text)
-        inputs: dict[str, type[file_input.FileInput]] = {"file": file_input.FileInput}
-        writers: dict[str, type[Output]] = {
-            "elasticsearch": elasticsearch.Elasticsearch,
-            "stdout": outputs.Stdout,
-        }
-        made = {id(node): make(node, filters.known()) for node in nodes(self.sections["filter"])}
-        self.filters: dict[int, Filter] = made
-        self.outputs: dict[int, Output] = {id(n): make(n, writers) for n in nodes(self.sections["output"])}
-        self.inputs = [make(node, inputs) for node in nodes(self.sections["input"])]
+        self.filters = {id(node): make(node, FILTERS) for node in nodes(self.sections["filter"])}
+        self.outputs = {id(node): make(node, OUTPUTS) for node in nodes(self.sections["output"])}
+        self.inputs = [make(node, INPUTS) for node in nodes(self.sections["input"])]
         if any(isinstance(s, Branch) for s in (*self.sections["input"], *self.sections["output"])):
             raise NotDoubled("branches in the inputs or the outputs")
 

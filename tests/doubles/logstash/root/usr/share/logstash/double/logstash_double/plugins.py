@@ -43,8 +43,18 @@ class Filter(Plugin):
         "exclude_tags": Option(obsolete=OBSOLETE),
     }
 
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.counts: dict[str, int] = {}  # what the API tells of it
+
     def filter(self, event: Event) -> None:
         raise NotImplementedError
+
+    def failed(self, event: Event) -> None:
+        """Tagged by `tag_on_failure`, and counted."""
+        self.counts["failures"] = self.counts.get("failures", 0) + 1
+        for tag in self.settings["tag_on_failure"]:
+            event.tag(tag)
 
     def matched(self, event: Event) -> None:
         """The options of every filter, in upstream's order, where it succeeded."""

@@ -56,6 +56,9 @@ class MemoryQueue:
             self.closed = True
             self.changed.notify_all()
 
+    def size(self) -> int:
+        return 0
+
     def store(self, number: int, event: Event) -> None:
         pass
 

@@ -6,7 +6,10 @@ fails, the others go on; without any it ends with 0, and systemd starts it anew.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import http.client
+import json
 import logging
 import os
 import signal
@@ -63,6 +66,12 @@ class Worker:
 
     def elasticsearches(self) -> list[Elasticsearch]:
         return [output for output in self.pipeline.outputs.values() if isinstance(output, Elasticsearch)]
+
+    def register(self) -> None:
+        """An Elasticsearch that is away is waited for later; raises ConfigurationError where it refuses the credentials."""
+        for output in self.elasticsearches():
+            with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
+                output.connect()
 
     def guard(self, run: Any) -> None:
         """A plugin that fails ends its pipeline."""
@@ -125,12 +134,16 @@ class Worker:
 
     def statistics(self) -> dict[str, Any]:
         filters = [
-            {"id": plugin.settings["id"] or f"{plugin.name}-{number}", "name": plugin.name}
+            {"id": plugin.settings["id"] or f"{plugin.name}-{number}", "name": plugin.name} | plugin.counts
             for number, plugin in enumerate(self.pipeline.filters.values())
         ]
-        queue: dict[str, Any] = {"type": self.settings["queue.type"], "events_count": len(self.queue.entries)}
-        if isinstance(self.queue, PersistentQueue):
-            queue["queue_size_in_bytes"] = self.queue.size()
+        kept = isinstance(self.queue, PersistentQueue)
+        queue = {
+            "type": self.settings["queue.type"],
+            "events_count": len(self.queue.entries),
+            "queue_size_in_bytes": self.queue.size(),
+            "max_queue_size_in_bytes": self.settings["queue.max_bytes"] if kept else 0,
+        }
         letters = (
             {"queue_size_in_bytes": self.letters.size(), "dropped_events": self.letters.dropped}
             if self.letters
@@ -183,8 +196,13 @@ def test(settings: Settings, folder: Path) -> int:
 def lock(settings: Settings) -> Any:
     """Raises ConfigurationError where another instance has the folder of data."""
     folder = Path(settings["path.data"])
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError:
+        raise ConfigurationError(
+            f'Path "{folder}" must be a writable directory. It is not writable.'
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -199,7 +217,9 @@ def start(settings: Settings, folder: Path) -> list[Worker]:
     workers = []
     for own, text in texts(settings, folder):
         try:
-            workers.append(Worker(own, text))
+            worker = Worker(own, text)
+            worker.register()
+            workers.append(worker)
         except ConfigurationError as error:
             LOG.error(
                 "Failed to execute action id=%s exception=LogStash::ConfigurationError: %s",
