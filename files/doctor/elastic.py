@@ -109,11 +109,11 @@ def ports(target: Target) -> Link:
         return ABSENT
     found = dict(listeners(run("ss", "-Hltn").stdout))
     for port, address in found.items():
-        if not address.startswith(("127.", "[::1]", "[::ffff:127.")):
+        if not loopback(address):
             task = "{fab} kibana" if port == 5601 else AGAIN
-            return bad(
-                f"port {port} of {PORTS[port]} is open on {address}, and is to be on loopback only", task
-            )
+            whose = f"port {port} of {PORTS[port]}"
+            where = "all addresses" if address in ("*", "0.0.0.0", "[::]") else address  # noqa: S104 - it is looked for
+            return bad(f"{whose} is open on {where}, and is to be on loopback only", task)
     return ok(f"{', '.join(map(str, sorted(found))) or 'none'} on loopback only")
 
 
@@ -121,7 +121,11 @@ def listeners(text: str) -> Iterator[tuple[int, str]]:
     """Port and address of each listener on one of ours, those on loopback first."""
     rows = [line.split()[3].rpartition(":") for line in text.splitlines() if len(line.split()) > 3]
     ours = [(int(port), address) for address, _, port in rows if port.isdigit() and int(port) in PORTS]
-    yield from sorted(ours, key=lambda one: "127." not in one[1])
+    yield from sorted(ours, key=lambda one: not loopback(one[1]))
+
+
+def loopback(address: str) -> bool:
+    return address.startswith(("127.", "[::1]", "[::ffff:127."))
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ FOREIGN = {
     "template": {"mappings": {"properties": {"message": {"type": "long"}}}},
 }
 OUTRANK = es("PUT", "/_index_template/foreign", FOREIGN)
+TWIN = es("PUT", "/_index_template/foreign", {**FOREIGN, "template": {}})
 NO_FOREIGN = es("DELETE", "/_index_template/foreign")
 ROLL = es("POST", f"/{STREAM}/_rollover")
 GARBAGE = "for i in $(seq 40); do echo nonsense $i >>/var/log/iptables.log; done"
@@ -117,7 +118,7 @@ BREAKAGES = [
     Breakage("kibana-token-deleted", es("DELETE", "/_security/service/elastic/kibana/credential/token/knockmap"), "keys", "refuses the kibana_token"),
     Breakage("read-only-by-the-flood-stage", f"{watermarks('1%', '2%', '3%')}; {until(BLOCKED)}", "watermarks", "read-only, as it makes it where the disk is too full", f"{watermarks('', '', '')}; {until('! ' + BLOCKED)}"),
     Breakage("disk-nearly-full", watermarks("1%", "2%", "99%"), "watermarks", "beyond the high watermark", watermarks("", "", "")),
-    Breakage("template-gone", f"{OUTRANK}; {es('DELETE', '/_index_template/knockmap')}", "template", "the index template knockmap is gone", f"fab install-elk\n{NO_FOREIGN}"),
+    Breakage("template-gone", f"{TWIN}; {es('DELETE', '/_index_template/knockmap')}", "template", "the index template knockmap is gone", f"fab install-elk\n{NO_FOREIGN}"),
     Breakage("template-outranked", OUTRANK, "template", "the index template foreign outranks ours", NO_FOREIGN),
     Breakage("documents-rejected", f"{OUTRANK}; {ROLL}; {NO_FOREIGN}; {KNOCK}; {until(f'test -n $(find {STORE} -size +1k | head -n 1)', 30)}; sleep 5", "queue", "they are dead letters", f"{ROLL}; systemctl stop logstash; rm -r {STORE}; systemctl start logstash"),
     Breakage("lines-that-fit-no-pattern", f"{GARBAGE}; {until(FAILED)}", "events", "fit no pattern", es("DELETE", f"/_data_stream/{STREAM}")),
