@@ -130,7 +130,9 @@ def resources(settings: Settings) -> list[Resource]:
             undo=(SECURITY, "remove"),
         ),
         *documents(settings),
-        Command("the data stream follows its template", (DATA_STREAM, "roll"), unless=(DATA_STREAM, "check")),
+        Command(
+            "the data stream follows its template", (DATA_STREAM, "follow"), unless=(DATA_STREAM, "check")
+        ),
         *watch(settings),
         Command("Elasticsearch is healthy", (UNITS, "heal"), unless=(UNITS, "healthy")),
     ]

@@ -60,8 +60,9 @@ def entry(record: bytes) -> tuple[int, bytes, bytes]:
 
 
 def note(lost: int) -> None:
-    with open(OVERRUNS, "w", encoding="ascii") as file:
+    with open(f"{OVERRUNS}.new", "w", encoding="ascii") as file:
         file.write(str(lost))
+    os.rename(f"{OVERRUNS}.new", OVERRUNS)  # whoever reads it finds a number
 
 
 class Relay:

@@ -1,7 +1,8 @@
 #!/usr/bin/python3 -Bs
-"""On the target: a template is for new indices only, so the data stream gets a new one when its fields have changed.
+"""On the target: a template is for what comes new, so a data stream that is there gets its fields and its retention by us.
 
-check     succeed if there is no data stream yet, or the index that it writes to has the template's fields
+check     succeed if there is no data stream yet, or it has the template's fields (in the index that it writes to) and retention
+follow    make it so: a new index where the fields differ, the retention where that does
 roll      begin a new index; the former ones stay as they are
 trim MB   keep it within that size: delete the oldest index, and begin a new one in time. By age, Elasticsearch itself deletes.
 """
@@ -27,6 +28,30 @@ def wanted() -> Any:
     if status != 200:
         raise SystemExit(f"the template cannot be looked at ({status}): {reason(answer)}")
     return answer["template"]["mappings"].get("properties")
+
+
+def retention() -> tuple[Any, Any]:
+    """(what the data stream has, what the template wants); twice None where there is no data stream yet."""
+    status, answer = call("GET", f"/_data_stream/{DATA_STREAM}")
+    if status != 200 or not answer.get("data_streams"):
+        return None, None
+    have = answer["data_streams"][0].get("lifecycle", {}).get("data_retention")
+    status, answer = call("GET", "/_index_template/knockmap")
+    if status != 200:
+        raise SystemExit(f"the template cannot be looked at ({status}): {reason(answer)}")
+    template = answer["index_templates"][0]["index_template"]["template"]
+    return have, template.get("lifecycle", {}).get("data_retention")
+
+
+def follow() -> None:
+    fields = written_to()
+    if fields is not None and fields != wanted():
+        roll()
+    have, want = retention()
+    if have != want:
+        status, answer = call("PUT", f"/_data_stream/{DATA_STREAM}/_lifecycle", {"data_retention": want})
+        if status != 200:
+            raise SystemExit(f"the retention of {DATA_STREAM} was not set ({status}): {reason(answer)}")
 
 
 def roll() -> None:
@@ -75,11 +100,11 @@ def main() -> None:
     try:
         if sys.argv[1] == "trim":
             trim(int(sys.argv[2]) << 20)
-        elif sys.argv[1] == "roll":
-            roll()
+        elif sys.argv[1] in ("roll", "follow"):
+            {"roll": roll, "follow": follow}[sys.argv[1]]()
         else:
-            fields = written_to()
-            sys.exit(fields is not None and fields != wanted())
+            fields, (have, want) = written_to(), retention()
+            sys.exit((fields is not None and fields != wanted()) or have != want)
     except Unreachable as error:
         raise SystemExit(str(error)) from None
 

@@ -330,6 +330,21 @@ def test_new_fields_begin_a_new_index(fab: FabCommand, box: Box, elastic: dict[s
     assert "former" not in after[max(after)]["mappings"]["properties"]
 
 
+def test_another_retention_is_that_of_the_stream_that_is_there(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    def kept() -> str:
+        (stream,) = call(box, "GET", f"/_data_stream/{STREAM}")[1]["data_streams"]
+        return str(stream["lifecycle"]["data_retention"])
+
+    assert kept() == "400d"
+    shorter = {**elastic, "KNOCKMAP_ELASTIC_RETENTION_DAYS": "30"}
+    done = fab(box, "install-elk", **shorter)
+    assert done.rc == 0 and kept() == "30d", done.out
+    assert ", 0 changed, 0 failed" in fab(box, "install-elk", **shorter).last
+    assert fab(box, "install-elk", **elastic).rc == 0 and kept() == "400d"
+
+
 def test_secrets_are_renewed_while_everything_runs(
     fab: FabCommand, box: Box, elastic: dict[str, str]
 ) -> None:

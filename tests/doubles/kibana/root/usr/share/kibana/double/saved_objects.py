@@ -266,6 +266,13 @@ class Store:
                     queue += [(ref["type"], ref["id"]) for ref in found[key]["references"]]
             return list(found.values()), missing
 
+    def delete(self, kind: str, id: str) -> None:
+        """What a person's click in the browser comes to; who refers to it is not asked."""
+        with self.lock:
+            if self.items.pop((kind, id), None) is None:
+                raise Bad(404, f"Saved object [{kind}/{id}] not found")
+            self.save()
+
     def update(self, kind: str, id: str, attributes: Object) -> Object:
         """What a person's edit in the browser comes to."""
         with self.lock:

@@ -6,7 +6,10 @@ fails, the others go on; without any it ends with 0, and systemd starts it anew.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import http.client
+import json
 import logging
 import os
 import signal
@@ -63,6 +66,12 @@ class Worker:
 
     def elasticsearches(self) -> list[Elasticsearch]:
         return [output for output in self.pipeline.outputs.values() if isinstance(output, Elasticsearch)]
+
+    def register(self) -> None:
+        """An Elasticsearch that is away is waited for later; raises ConfigurationError where it refuses the credentials."""
+        for output in self.elasticsearches():
+            with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
+                output.connect()
 
     def guard(self, run: Any) -> None:
         """A plugin that fails ends its pipeline."""
@@ -208,7 +217,9 @@ def start(settings: Settings, folder: Path) -> list[Worker]:
     workers = []
     for own, text in texts(settings, folder):
         try:
-            workers.append(Worker(own, text))
+            worker = Worker(own, text)
+            worker.register()
+            workers.append(worker)
         except ConfigurationError as error:
             LOG.error(
                 "Failed to execute action id=%s exception=LogStash::ConfigurationError: %s",
