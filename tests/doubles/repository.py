@@ -247,7 +247,7 @@ def serving(folder: Path, port: int = 0) -> Iterator[str]:
     listen, seen = addresses()
     handler = functools.partial(Silent, directory=str(folder))
     with http.server.ThreadingHTTPServer((listen, port), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield f"http://{seen}:{server.server_address[1]}"
         finally:

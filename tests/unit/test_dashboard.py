@@ -386,16 +386,16 @@ def test_what_takes_too_long_ends_soon_for_all_who_ask_and_hinders_nobody_else(
 
 
 def test_the_public_page_takes_one_connection_at_most(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboard, "SECONDS", 0.5)
+    monkeypatch.setattr(dashboard, "SECONDS", 0.2)
     page = Page(Dashboard(Options(db=world.page.app.options.db, public=True)))
     monkeypatch.setattr(page.app, "public_view", lambda db, question: db.execute(ENDLESS).fetchall())
     threads = [
         threading.Thread(target=page.ask, args=("view", START + n), kwargs={"base": "public"})
-        for n in range(4)
+        for n in range(3)
     ]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
+    time.sleep(0.05)
     began = time.monotonic()
     assert page.ask("view").status == 200 and time.monotonic() - began < 1
     for thread in threads:

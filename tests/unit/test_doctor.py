@@ -396,7 +396,7 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server.server_address[1], hashlib.sha256(der).hexdigest()
     server.shutdown()
 

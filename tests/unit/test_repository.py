@@ -95,7 +95,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(download, "WAIT", 0.0)
     Flaky.asked = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/x"
         server.shutdown()
 
