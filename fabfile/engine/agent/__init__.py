@@ -10,7 +10,7 @@ its state:
 
 In check mode it writes nothing at all. If the operator goes away it finishes the resource at hand and stops.
 
-    main → converge, undo → elastic, rest, files, packages, rules, accounts, commands → facts → units → item → journal → paths → start → machine → wire
+    main → converge, undo → files, packages, rules, rest, accounts, commands → facts → elastic, units → item → journal → paths → start → machine → wire
 """
 
 from pathlib import Path
@@ -21,23 +21,29 @@ MODULES = (
     *("converge", "undo", "main"),
 )
 
+# A module is compiled when it is imported, and what a job does not need is not: it all adds to the time of every run.
 _LOADER = """
 import sys, types
+class Importer:
+    def find_spec(self, name, path=None, target=None):
+        return type(sys.__spec__)(name, self) if name.startswith("agent.") else None
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        name = module.__name__.partition(".")[2]
+        exec(compile(MODULES[name], "agent/" + name + ".py", "exec"), module.__dict__)
 package = sys.modules["agent"] = types.ModuleType("agent")
 package.__path__ = []
-for name, source in MODULES.items():
-    module = sys.modules["agent." + name] = types.ModuleType("agent." + name)
-    module.__package__ = "agent"
-    setattr(package, name, module)
-    exec(compile(source, "agent/" + name + ".py", "exec"), module.__dict__)
-    if name == "start":
-        job = module.begin()
-module.main(job)
+sys.meta_path.insert(0, Importer())
+from agent.start import begin
+job = begin()
+from agent.main import main
+main(job)
 """
 
 
 def program() -> bytes:
-    """The agent as one Python source: its modules as text, in order of import, and the few lines that load them."""
+    """The agent as one Python source: its modules as text, and the few lines that load them."""
     folder = Path(__file__).parent
     sources = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
     return f"MODULES = {sources!r}\n{_LOADER}".encode()

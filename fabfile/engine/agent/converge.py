@@ -8,10 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import elastic, wire
+from . import wire
 from .accounts import User
 from .commands import Command, Requirement
-from .facts import FACTS, UNITS, fact
+from .facts import UNITS, fact
 from .files import Directory, File, Link, Secret
 from .item import Item, changed_ids, forget_observations
 from .journal import Journal
@@ -29,7 +29,6 @@ KINDS: dict[str, type[Item]] = {
     kind.__name__.lower(): kind
     for kind in (File, Directory, Link, Package, User, Service, Rules, Secret, Command, Requirement, Rest)
 }
-FACTS.update(elastic.FACTS)
 
 
 TARGET = {"id": "target", "task": ""}  # stands for the machine itself where no resource is to blame

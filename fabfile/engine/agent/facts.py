@@ -111,8 +111,15 @@ facts: dict[tuple[str, ...], str] = {}
 def fact(name: str, *given: str) -> str:
     asked = (name, *given)
     if asked not in facts:
-        facts[asked] = FACTS[name](*given)
+        look = FACTS.get(name) or of_elastic(name)
+        facts[asked] = look(*given)
     return facts[asked]
+
+
+def of_elastic(name: str) -> Callable[..., str]:
+    from . import elastic  # which targets of the other stack need not load
+
+    return elastic.FACTS[name]
 
 
 def secret_path(name: str) -> str:
