@@ -57,8 +57,11 @@ def test_without_a_host_nothing_is_done_and_it_says_how_to_name_one(operator: di
 def test_a_wrong_setting_is_refused_by_name_before_connecting(fab: FabCommand) -> None:
     refused = fab("nowhere.invalid", "deploy", KNOCKMAP_SSH_PORT="22")
     assert refused.rc == 2 and "ssh_port" in refused.out and "nowhere" not in refused.out
-    elastic = fab("nowhere.invalid", "deploy", KNOCKMAP_STACK="elastic")
-    assert elastic.rc == 2 and "install_elk" in elastic.out
+    for name, value in (("elastic_version", "nine"), ("elastic_packages", "/nowhere"), ("stack", "both")):
+        refused = fab(
+            "nowhere.invalid", "deploy", **{"KNOCKMAP_STACK": "elastic", f"KNOCKMAP_{name.upper()}": value}
+        )
+        assert refused.rc == 2 and name in refused.out and "nowhere.invalid" not in refused.out, refused.out
 
 
 def test_a_full_disk_no_name_service_and_a_wrong_clock_are_one_sentence_each(
