@@ -260,9 +260,15 @@ def markdown(
             "",
             f"At {ms} ms: {ratios} the time of knockmap; knockmap {noop:.2f}× that of a `fab noop`.",
         ]
-    lines += [
-        "",
-        "| collector, one process | |",
+    return "\n".join(lines) + "\n\n" + collector_table(measured)
+
+
+HEAD = "| collector, one process, the best of three runs | |"
+
+
+def collector_table(measured: dict[str, float]) -> str:
+    lines = [
+        HEAD,
         "|---|---:|",
         f"| lines per second | {measured['lines_per_second']:,.0f} |",
         f"| lines per second of CPU time | {measured['lines_per_cpu_second']:,.0f} |",
@@ -291,15 +297,33 @@ def main() -> None:
         run()
 
 
-def run() -> None:
+def best_collector() -> dict[str, float]:
+    """Of three runs: the others tell what else the machine did."""
     files = geo.fetch()
+    runs = []
+    for _ in range(3):
+        runs.append(measured_with(files))
+    return max(runs, key=lambda run: run["lines_per_cpu_second"])
+
+
+def measured_with(files: list[Path]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         databases = Path(folder) / "geo"
         databases.mkdir()
         for path in files:
             (databases / path.name).symlink_to(path)
         print("collector", flush=True)
-        measured = collector.measure(Path(folder), databases)
+        return collector.measure(Path(folder), databases)
+
+
+def run() -> None:
+    measured = best_collector()
+    if "--collector" in sys.argv:  # this part of an earlier run anew
+        former = (HERE / "results.md").read_text()
+        (HERE / "results.md").write_text(
+            former[: former.index("| collector, one process")] + collector_table(measured)
+        )
+        return
     with tempfile.TemporaryDirectory() as folder:
         fresh, converged = compare(Path(folder))
     text = markdown(fresh, converged, measured)
