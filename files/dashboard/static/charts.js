@@ -102,12 +102,14 @@ function drawMap(view, common) {
       regions: [...counts].filter(([code]) => onMap.has(code)).map(([name, count]) => ({name, itemStyle: {areaColor: mix(colour('--low'), colour('--high'), (count / most) ** 0.4)}})),
     },
     series: [{
-      id: 'places', type: 'scatter', coordinateSystem: 'geo', z: 3,
+      id: 'places', type: 'scatter', coordinateSystem: 'geo', z: 3, animation: false,  // circles would fly to each other's places
       data: view.places.map(([code, city, latitude, longitude, count]) => ({value: [longitude, latitude], code, city, count, symbolSize: radius(count)})),
       itemStyle: {color: colour('--dot'), opacity: 0.62, borderColor: colour('--card'), borderWidth: 0.5}, emphasis: {scale: 1.25, itemStyle: {opacity: 1}},
     }, pulses()],
   }, {replaceMerge: ['series']});
-  $('map-scale').replaceChildren('1', document.createElement('i'), `${number(most)} SYNs, by country`);
+  const caption = document.createElement('b');
+  caption.textContent = 'SYNs by country';  // above, since South America reaches far down
+  $('map-scale').replaceChildren(caption, '1', document.createElement('i'), number(most));
 }
 
 function pulses() {
@@ -136,7 +138,7 @@ function drawPie(view, common) {
   const data = top.map(({code, name, count}, i) => ({name, value: count, code, itemStyle: {color: colours[i]}}));
   if (other) data.push({name: `${rest.length} others`, value: other, itemStyle: {color: colour('--dim')}});
   charts.pie.setOption({
-    ...common,
+    ...common, animation: false,  // it would grow from nothing at every update
     tooltip: {...tooltip(), formatter: ({name, value, percent}) => `${name}\n${number(value)} SYNs, ${percent} %`},
     title: {text: number(view.total), subtext: 'SYNs', left: 'center', top: 'middle', itemGap: 6, textStyle: {color: colour('--text'), fontSize: size() * 1.35, fontWeight: 650}, subtextStyle: {color: colour('--dim'), fontSize: size() * 0.85}},
     series: [{
