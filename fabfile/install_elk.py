@@ -43,6 +43,7 @@ def install_elk(c: Connection, check: bool = False, diff: bool = False) -> Repor
 @host_task
 def rotate_secrets(c: Connection) -> Report:
     """Renew every secret of the Elastic stack while it runs; the former are refused then."""
+    fleet.refuse_dry(c, "rotate-secrets")
     chosen = fleet.settings(c)
     if elsewhere(chosen):
         raise UsageError(

@@ -9,7 +9,7 @@ from fabric import Connection  # type: ignore[import-untyped]
 
 from fabfile.elastic_store import FOLDER
 from fabfile.engine.errors import HostError
-from fabfile.engine.fleet import host_task
+from fabfile.engine.fleet import host_task, refuse_dry
 from fabfile.engine.root_channel import RootChannel
 from fabfile.scanners import thin
 
@@ -20,6 +20,7 @@ NEXT = "the embedded stack is still there: `fab undo --task dashboard`, then `--
 @host_task
 def migrate(c: Connection) -> str:
     """Bring what the embedded stack has stored into Elasticsearch, and count it there."""
+    refuse_dry(c, "migrate")
     found: dict[str, Any] = {}
     complaint = b""
     with RootChannel(c, PROGRAM, "the replay") as channel:

@@ -68,6 +68,7 @@ def rotate(c: Connection, name: str, own: bool = False) -> str:
 @host_task(help={"name": "The user's name."})
 def remove(c: Connection, name: str) -> str:
     """Take a user's login away."""
+    fleet.refuse_dry(c, "user.remove")
     if name == fleet.settings(c).web_user:
         raise UsageError(f"user.remove {name}: the next deploy would bring the user back; set web_user first")
     order(c, USERS, "remove", name)
@@ -75,6 +76,7 @@ def remove(c: Connection, name: str) -> str:
 
 
 def changed(c: Connection, verb: str, name: str, own: bool) -> str:
+    fleet.refuse_dry(c, f"user.{verb}")
     words = (verb, name, "--own") if own else (verb, name)
     order(c, USERS, *words, stdin=own_password(name) if own else "")
     users = jsonlib.loads(order(c, USERS, "show"))

@@ -91,6 +91,12 @@ def host_task(*args: Any, **kwargs: Any) -> Any:
     return fabric.task(*args, **{"klass": HostTask, **kwargs})
 
 
+def refuse_dry(c: Any, what: str) -> None:
+    """For what changes something and cannot be tried. Raises UsageError with Fabric's --dry."""
+    if c.config.run.dry:
+        raise UsageError(f"{what}: cannot be tried with --dry; nothing was done")
+
+
 def settings(c: Any) -> Settings:
     """The settings for this run, from fabric.yaml and the environment. Raises SettingError."""
     if isinstance(c, VerifiedConnection) and c.settings:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fabric.main import Fab
 from invoke.collection import Collection
 from invoke.exceptions import Exit
 
+import fabfile
 from fabfile.engine import fleet, transport
 from fabfile.engine.errors import HostError, UsageError
 from fabfile.engine.report import Report, Result
@@ -167,6 +169,17 @@ def test_invokes_dry_means_check(fab: Fabric) -> None:
 )
 def test_exit_codes(fab: Fabric, words: tuple[str, ...], status: int) -> None:
     assert fab("-H", "one", *words) == status
+
+
+@pytest.mark.parametrize(
+    "words", [("rotate-secrets",), ("migrate",), ("user.add", "anna"), ("user.remove", "anna")]
+)
+def test_what_cannot_be_tried_refuses_dry(words: tuple[str, ...]) -> None:
+    name = words[0]
+    found = fabfile.ns[name]
+    c = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(dry=True)))
+    with pytest.raises(UsageError, match=f"{name}: cannot be tried with --dry"):
+        found.body(c, *words[1:])
 
 
 def test_an_expected_failure_is_one_sentence(fab: Fabric, capsys: pytest.CaptureFixture[str]) -> None:
