@@ -60,10 +60,11 @@ def test_the_embedded_stack_has_a_past(fab: FabCommand, elastic_box: Box) -> Non
     BEFORE["pristine"] = snapshot(elastic_box)
     done = fab(elastic_box, "deploy")
     assert done.rc == 0, done.out
-    sent = attack(elastic_box, sources=40, count=400, rate=200)
+    # Before the others, so that it is stored when they are.
     shell(
         elastic_box, "echo '2026-11-24T01:02:03.000004+00:00 host kernel: no packet' >>/var/log/iptables.log"
     )
+    sent = attack(elastic_box, sources=40, count=400, rate=200)
     BEFORE["report"] = scanners(fab, elastic_box, sent.v4 + sent.v6)
     assert BEFORE["report"]["total"] == sent.v4 + sent.v6 - sent.overruns
 

@@ -18,6 +18,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from box import Box, history, state
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 
 from tests.container.conftest import Fab, boxes
 
@@ -94,7 +95,13 @@ class Visit:
     complaints: list[str]
 
     def open(self, **asked: Any) -> Visit:
-        self.page.goto(f"{self.site.url}?{urlencode(asked)}")
+        url = f"{self.site.url}?{urlencode(asked)}"
+        try:
+            self.page.goto(url)
+        except PlaywrightError as error:  # as in `loaded`
+            if "ERR_NETWORK_CHANGED" not in str(error):
+                raise
+            self.page.goto(url)
         return self.loaded()
 
     def loaded(self) -> Visit:
