@@ -65,8 +65,8 @@ def test_the_embedded_stack_has_a_past(fab: FabCommand, elastic_box: Box) -> Non
         elastic_box, "echo '2026-11-24T01:02:03.000004+00:00 host kernel: no packet' >>/var/log/iptables.log"
     )
     sent = attack(elastic_box, sources=40, count=400, rate=200)
-    BEFORE["report"] = scanners(fab, elastic_box, sent.v4 + sent.v6)
-    assert BEFORE["report"]["total"] == sent.v4 + sent.v6 - sent.overruns
+    BEFORE["report"] = scanners(fab, elastic_box, sent.v4 + sent.v6 - sent.overruns)
+    assert 0 <= sent.v4 + sent.v6 - BEFORE["report"]["total"] <= sent.overruns
 
 
 def test_a_deploy_brings_the_other_stack_and_then_changes_nothing(

@@ -313,11 +313,11 @@ def test_syslog_ng_stays_and_writes_the_lines(fab: FabCommand, fresh_box: Box) -
     done = fab(fresh_box, "iptables-log", "syslog-route")
     assert done.rc == 0, done.out
     assert re.match(NOTHING_CHANGED, fab(fresh_box, "iptables-log", "syslog-route").last)
-    total = 0
-    for _ in range(2):
-        total += 20 - attack(fresh_box, sources=4, count=20, rate=100).overruns
+    lost = 0  # of the kernel's lines, of whichever box
+    for total in (20, 40):
+        lost += attack(fresh_box, sources=4, count=20, rate=100).overruns
         found = settled_lines(fresh_box)
-        assert len(found) == total and all(LINE.fullmatch(line) for line in found), found[-1:]
+        assert total - lost <= len(found) <= total and all(LINE.fullmatch(line) for line in found), found[-1:]
         sh(fresh_box, f"{ROTATE[0]} -f {' '.join(ROTATE[1:])}")
     assert fresh_box.run(["dpkg-query", "-W", "rsyslog"])[0] != 0
     assert sh(fresh_box, f"stat -c '%U:%G %a' {LOG} {LOG}.1").split("\n")[:2] == ["root:knockmap 640"] * 2
