@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -106,13 +107,33 @@ def run(*argv: str, seconds: float = 10) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(argv, 124, "", f"{argv[0]} did not end within {seconds:.0f} s")
 
 
+PROPERTIES = (
+    "ActiveState,SubState,UnitFileState,MainPID,Result,NRestarts,InvocationID,ExecMainStartTimestampMonotonic"
+)
+
+
 def unit(name: str) -> dict[str, str]:
-    """What systemd says of a unit: ActiveState, SubState, UnitFileState, MainPID, Result, NRestarts, InvocationID."""
-    shown = run(
-        *("systemctl", "show", name),
-        *("-p", "ActiveState,SubState,UnitFileState,MainPID,Result,NRestarts,InvocationID"),
-    )
+    """What systemd says of a unit: these properties, by name."""
+    shown = run("systemctl", "show", name, "-p", PROPERTIES)
     return dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+
+
+def settled(name: str) -> dict[str, str]:
+    """`unit`, once its process has lived for longer than one that ends at its start.
+
+    To systemd such a process is active until it ends, and again as soon as it is started the next time.
+    """
+    while True:
+        found = unit(name)
+        enough = 2 if found.get("NRestarts", "0") == "0" else 5
+        if found.get("ActiveState") != "active" or running_for(found) >= enough:
+            return found
+        time.sleep(0.2)
+
+
+def running_for(found: dict[str, str]) -> float:
+    """For how many seconds the main process of a unit has run."""
+    return time.monotonic() - int(found.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
 
 
 def last_words(name: str) -> str:

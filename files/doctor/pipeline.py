@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from elastic import AGAIN, complaint, touched
-from look import ABSENT, LOG, Link, Target, bad, ok, text_of, unit, warn
+from look import ABSENT, LOG, Link, Target, bad, ok, running_for, text_of, unit, warn
 from storage import GEO, OLD_DAYS, USELESS_DAYS, age, stamp
 from web import DAY, ask
 
@@ -93,7 +93,7 @@ def at_work(target: Target, found: dict[str, str]) -> Link | None:
     if found.get("NRestarts", "0") != "0" or found.get("ActiveState") != "active":
         again = AGAIN if edited else WORDS
         return bad(f"Logstash ends again and again{edited}{complaint(UNIT)}", again)
-    seconds = running_for(found.get("MainPID", "0"))
+    seconds = running_for(found)
     if seconds < START_SECONDS:
         return warn(f"Logstash was started {seconds:.0f} s ago and is not ready: {why}", "{fab} doctor")
     return bad(f"Logstash runs, and {why}{edited}{complaint(UNIT)}", WORDS)
@@ -105,12 +105,6 @@ def idle() -> str:
         return "" if "main" in api("/_node/pipelines").get("pipelines", {}) else "its pipeline does not"
     except OSError as error:
         return f"its API on port 9600 does not answer ({error})"
-
-
-def running_for(pid: str) -> float:
-    with contextlib.suppress(OSError):
-        return time.time() - os.stat(f"/proc/{pid}").st_mtime
-    return 0.0
 
 
 def may_not_read(pid: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from look import ABSENT, LOG, Link, Target, as_reader, bad, last_words, ok, sha256, unit, warn
+from look import ABSENT, LOG, Link, Target, as_reader, bad, last_words, ok, settled, sha256, unit, warn
 
 DB = "/var/lib/knockmap/collector/knockmap.db"
 GEO = "/var/lib/knockmap/geo"
@@ -77,7 +77,7 @@ def collector(target: Target) -> Link:
         (p for p in target.files("collector") if not p.startswith(GEO) and not os.path.exists(p)), ""
     ):
         return bad(f"{gone} is gone", again)
-    found = unit(COLLECTOR)
+    found = settled(COLLECTOR)
     state, sub = found.get("ActiveState", "unknown"), found.get("SubState", "")
     if state == "inactive":
         return bad("the collector is stopped, so nothing becomes a row", again)

@@ -15,7 +15,21 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from look import ABSENT, Link, Target, bad, first_line, last_words, names_of, ok, run, text_of, unit, warn
+from look import (
+    ABSENT,
+    Link,
+    Target,
+    bad,
+    first_line,
+    last_words,
+    names_of,
+    ok,
+    run,
+    settled,
+    text_of,
+    unit,
+    warn,
+)
 
 DASHBOARD, APACHE = "knockmap-dashboard.service", "apache2.service"
 STATUS = "/map/api/live"
@@ -73,7 +87,7 @@ def dashboard(target: Target) -> Link:
     again, words = "{fab} dashboard", "{ssh} journalctl -u knockmap-dashboard -n 20"
     if gone := target.gone("dashboard"):
         return bad(f"{gone} is gone", again)
-    state = unit(DASHBOARD).get("ActiveState", "unknown")
+    state = settled(DASHBOARD).get("ActiveState", "unknown")
     if state == "inactive":
         return bad("the dashboard's service is stopped, so there is nothing to show", again)
     if state != "active":
