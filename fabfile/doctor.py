@@ -29,12 +29,11 @@ from fabfile.settings import Settings
 
 FOLDER = ROOT / "files" / "doctor"
 MODULES = (  # in order of import
-    *("look", "sensor", "storage", "web"),
-    *("elasticsearch", "elastic", "pipeline", "kibana", "packet", "doctor"),
+    *("look", "sensor", "storage", "web", "elasticsearch", "elastic"),
+    *("mmdb", "pipeline", "kibana", "packet", "doctor"),
 )
-CLIENT = (
-    ROOT / "files" / "install_elk" / "elasticsearch.py"
-)  # brought along: what is on the target may be gone
+# Brought along, since what is on the target may be gone.
+OTHERS = {name: ROOT / "files" / "install_elk" / f"{name}.py" for name in ("elasticsearch", "mmdb")}
 MARKS = {"ok": "32", "warn": "33", "bad": "31", "absent": "2"}
 CLOCK_WARN, CLOCK_BAD = 5, 60  # seconds
 Clock = Callable[[], float]
@@ -167,7 +166,7 @@ def tunables(chosen: Settings) -> dict[str, Any]:
 
 def program() -> bytes:
     """files/doctor/ as one Python source."""
-    paths = {name: FOLDER / f"{name}.py" for name in MODULES} | {"elasticsearch": CLIENT}
+    paths = {name: FOLDER / f"{name}.py" for name in MODULES} | OTHERS
     sources = {name: paths[name].read_text(encoding="utf-8") for name in MODULES}
     return f"MODULES = {sources!r}\n{_LOADER}".encode()
 

@@ -25,6 +25,7 @@ PROGRAM_FILES = ("elasticsearch.py", "security.py", "data_stream.py", "units.py"
 SECURITY, DATA_STREAM, UNITS, LOGSTASH = (f"{FOLDER}/{name}" for name in PROGRAM_FILES[1:])
 # What `scanners`, `export` and `migrate` run, and what they share with the embedded stack.
 REPORT_FILES = (
+    "install_elk/mmdb.py",
     "install_elk/documents.py",
     "install_elk/scanners.py",
     "install_elk/export.py",

@@ -13,6 +13,7 @@ from typing import Any
 
 from elastic import AGAIN, complaint, touched
 from look import ABSENT, LOG, Link, Target, bad, ok, running_for, text_of, unit, warn
+from mmdb import metadata
 from storage import GEO, OLD_DAYS, USELESS_DAYS, age, stamp
 from web import DAY, ask
 
@@ -221,7 +222,7 @@ def geo_data(target: Target) -> Link:
     paths = deployed or bundled()
     if not paths:
         return ABSENT._replace(cause="there is none, so places are unknown")
-    built = {path: built_at(path) for path in paths}
+    built = {path: metadata(path)[0] for path in paths}
     if damaged := next((path for path in paths if not built[path]), ""):
         return bad(f"the GeoIP database {damaged} cannot be read", AGAIN)
     days = (time.time() - min(built.values())) / DAY
@@ -236,16 +237,3 @@ def geo_data(target: Target) -> Link:
 def bundled() -> list[str]:
     found = [path for folder in BUNDLED for path in glob.glob(f"{folder}/**/*.mmdb", recursive=True)]
     return [path for path in found if re.search(r"/GeoLite2-(City|ASN)\.mmdb$", path)]
-
-
-def built_at(path: str) -> int:
-    """When a MaxMind database was built, by its metadata (format 2.0); 0 if it is none."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - (128 << 10)))
-        metadata = file.read().rpartition(b"\xab\xcd\xefMaxMind.com")[2]
-    _, key, value = metadata.partition(b"build_epoch")
-    if not key or len(value) < 2:
-        return 0
-    # A number: its length in the low bits; the types above 7, uint64 among them, have a second byte.
-    size, start = value[0] & 0x1F, 1 if value[0] >> 5 else 2
-    return int.from_bytes(value[start : start + size], "big")

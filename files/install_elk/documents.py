@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from elasticsearch import DATA_STREAMS, Unreachable, call, reason
+from mmdb import metadata
 from query import TTLS, BadRequest, Query
 
 SCANS = {"term": {"event.action": "ssh-scan"}}
@@ -122,21 +123,6 @@ def built(paths: list[str]) -> tuple[int | None, str]:
     """(epoch at which the oldest of these GeoIP databases was built, their kinds); (None, "") of none."""
     known = [metadata(path) for path in paths if os.path.exists(path)]
     return min((at for at, _ in known), default=None), ", ".join(kind for _, kind in known)
-
-
-def metadata(path: str) -> tuple[int, str]:
-    """Of a MaxMind database: build_epoch and database_type, from the map at its end."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 128 * 1024))
-        end = file.read().rpartition(b"\xab\xcd\xefMaxMind.com")[2]
-    _, _, after = end.partition(b"build_epoch")
-    size = after[0] & 31  # an extended type: its length, then the type, then the number
-    at = int.from_bytes(after[2 : 2 + size], "big")
-    _, _, after = end.partition(b"database_type")
-    length, start = after[0] & 31, 1
-    if length == 29:  # longer than 28: the next byte says how much
-        length, start = 29 + after[1], 2
-    return at, after[start : start + length].decode(errors="replace")
 
 
 def told(main: Callable[[], None]) -> None:

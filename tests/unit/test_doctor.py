@@ -30,7 +30,7 @@ from fabfile.proof_packet import Course, Packet, Proof
 from tests.unit.tls import certificate
 
 # Last: the target's modules import their neighbours by bare name.
-sys.path += [str(task.FOLDER), str(task.CLIENT.parent)]
+sys.path += [str(task.FOLDER), str(task.OTHERS["mmdb"].parent)]
 
 import doctor
 import look
@@ -443,7 +443,7 @@ def test_no_secret_is_in_what_is_printed() -> None:
 
 def test_the_program_is_one_source_of_the_standard_library_alone() -> None:
     source = task.program().decode()
-    paths = {path.stem: path for path in (*task.FOLDER.glob("*.py"), task.CLIENT)}
+    paths = {path.stem: path for path in (*task.FOLDER.glob("*.py"), *task.OTHERS.values())}
     names = set(paths)
     assert names == set(task.MODULES)
     compile(source, "doctor", "exec")

@@ -28,7 +28,7 @@ from tests.unit import mmdb
 from tests.unit.tls import certificate
 
 # Last: the target's modules import their neighbours by bare name.
-sys.path += [path for path in (str(task.FOLDER), str(task.CLIENT.parent)) if path not in sys.path]
+sys.path += [path for path in (str(task.FOLDER), str(task.OTHERS["mmdb"].parent)) if path not in sys.path]
 
 import doctor
 import elastic
@@ -235,9 +235,9 @@ def test_a_dead_letter_says_why_in_either_form(tmp_path: Path, letter: bytes) ->
 def test_the_day_of_a_geoip_database_is_read_without_a_library(tmp_path: Path) -> None:
     built = int(time.time()) - 40 * DAY
     mmdb.write(tmp_path / "a.mmdb", {"10.0.0.0/8": {"country_code": "DE"}}, built=built)
-    assert pipeline.built_at(str(tmp_path / "a.mmdb")) == built
+    assert pipeline.metadata(str(tmp_path / "a.mmdb"))[0] == built
     (tmp_path / "b.mmdb").write_bytes(os.urandom(1000))
-    assert pipeline.built_at(str(tmp_path / "b.mmdb")) == 0
+    assert pipeline.metadata(str(tmp_path / "b.mmdb")) == (0, "")
 
 
 # --- Kibana ---------------------------------------------------------------------------------------------------------
