@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -87,8 +88,26 @@ def test(
         "next": elastic_next,
     }
     options = "".join(f" --elastic-{name}={shlex.quote(value)}" for name, value in chosen.items() if value)
-    if not run(c, f"pytest -q -n 2 {suites}{'' if fast else options}", BOX_RELEASES=releases):
+    pytest = f"pytest -q {'' if fast else options} --durations=10"
+    if run(c, f"{pytest} --cache-clear -n 2 {suites}", BOX_RELEASES=releases):
+        return
+    again = once_more()
+    if not again or not run(c, f"{pytest} {' '.join(again)}", BOX_RELEASES=releases):
         raise Exit("test: no", code=1)
+    print(
+        f"test: yes, but at the second try only, alone: {', '.join(again)} (what failed at first stands above)"
+    )
+
+
+def once_more() -> list[str]:
+    """The files of up to 3 failed tests of boxes: such tests share one kernel's log, and time, with others."""
+    try:
+        failed = json.loads((HERE / ".pytest_cache/v/cache/lastfailed").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    files = sorted({name.partition("::")[0] for name in failed})
+    boxes = all("::" in name and name.startswith("tests/container/") for name in failed)
+    return files if boxes and len(failed) <= 3 else []
 
 
 @task
