@@ -14,12 +14,14 @@ from typing import Any
 
 from elasticsearch import DATA_STREAM, Unreachable, call, reason
 
+TEMPLATE = "knockmap"
+
 
 def written_to() -> Any:
-    """The fields of the newest index; None where there is none."""
+    """The fields of the newest index of the data stream that is there."""
     status, answer = call("GET", f"/{DATA_STREAM}/_mapping")
-    if status != 200 or not answer:
-        return None
+    if status != 200:
+        raise SystemExit(f"the fields of {DATA_STREAM} cannot be looked at ({status}): {reason(answer)}")
     return answer[max(answer)]["mappings"].get("properties")  # the names end in a date and a number
 
 
@@ -30,25 +32,39 @@ def wanted() -> Any:
     return answer["template"]["mappings"].get("properties")
 
 
-def retention() -> tuple[Any, Any]:
-    """(what the data stream has, what the template wants); twice None where there is no data stream yet."""
+def stream() -> Any:
+    """What Elasticsearch says of the data stream; {} where there is none yet."""
     status, answer = call("GET", f"/_data_stream/{DATA_STREAM}")
-    if status != 200 or not answer.get("data_streams"):
-        return None, None
-    have = answer["data_streams"][0].get("lifecycle", {}).get("data_retention")
-    status, answer = call("GET", "/_index_template/knockmap")
+    return answer["data_streams"][0] if status == 200 and answer.get("data_streams") else {}
+
+
+def retention() -> Any:
+    """What the template wants."""
+    status, answer = call("GET", f"/_index_template/{TEMPLATE}")
     if status != 200:
         raise SystemExit(f"the template cannot be looked at ({status}): {reason(answer)}")
-    template = answer["index_templates"][0]["index_template"]["template"]
-    return have, template.get("lifecycle", {}).get("data_retention")
+    return (
+        answer["index_templates"][0]["index_template"]["template"].get("lifecycle", {}).get("data_retention")
+    )
+
+
+def follows(here: Any) -> bool:
+    have = here.get("lifecycle", {}).get("data_retention")
+    return bool(here["template"] == TEMPLATE and written_to() == wanted() and have == retention())
 
 
 def follow() -> None:
-    fields = written_to()
-    if fields is not None and fields != wanted():
+    here = stream()
+    if not here:
+        return
+    if here["template"] != TEMPLATE:
+        raise SystemExit(
+            f"the index template {here['template']} outranks ours for {DATA_STREAM}, so new events would get its fields: "
+            "remove it, or its pattern, and deploy again"
+        )
+    if written_to() != wanted():
         roll()
-    have, want = retention()
-    if have != want:
+    if here.get("lifecycle", {}).get("data_retention") != (want := retention()):
         status, answer = call("PUT", f"/_data_stream/{DATA_STREAM}/_lifecycle", {"data_retention": want})
         if status != 200:
             raise SystemExit(f"the retention of {DATA_STREAM} was not set ({status}): {reason(answer)}")
@@ -62,10 +78,9 @@ def roll() -> None:
 
 def sizes() -> list[tuple[str, int]]:
     """The indices of the data stream with their bytes, oldest first; none where there is no data stream yet."""
-    status, answer = call("GET", f"/_data_stream/{DATA_STREAM}")
-    if status != 200:
+    names = [index["index_name"] for index in stream().get("indices", [])]
+    if not names:
         return []
-    names = [index["index_name"] for index in answer["data_streams"][0]["indices"]]
     status, answer = call("GET", f"/{DATA_STREAM}/_stats/store")
     if status != 200:
         raise SystemExit(f"the size of {DATA_STREAM} cannot be looked at ({status}): {reason(answer)}")
@@ -103,8 +118,8 @@ def main() -> None:
         elif sys.argv[1] in ("roll", "follow"):
             {"roll": roll, "follow": follow}[sys.argv[1]]()
         else:
-            fields, (have, want) = written_to(), retention()
-            sys.exit((fields is not None and fields != wanted()) or have != want)
+            here = stream()
+            sys.exit(bool(here) and not follows(here))
     except Unreachable as error:
         raise SystemExit(str(error)) from None
 

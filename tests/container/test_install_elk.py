@@ -330,6 +330,19 @@ def test_new_fields_begin_a_new_index(fab: FabCommand, box: Box, elastic: dict[s
     assert "former" not in after[max(after)]["mappings"]["properties"]
 
 
+def test_a_foreign_template_that_outranks_ours_is_named_and_nothing_begins_by_it(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    foreign = {"index_patterns": ["logs-iptables*"], "data_stream": {}, "priority": 900}
+    indices = call(box, "GET", f"/{STREAM}/_mapping")[1].keys()
+    assert call(box, "PUT", "/_index_template/foreign", foreign)[0] == 200
+    refused = fab(box, "install-elk", **elastic)
+    assert call(box, "DELETE", "/_index_template/foreign")[0] == 200
+    assert refused.rc == 1 and "the index template foreign outranks ours" in refused.out
+    assert call(box, "GET", f"/{STREAM}/_mapping")[1].keys() == indices
+    assert fab(box, "install-elk", **elastic).last.endswith(", 0 changed, 0 failed, 0 skipped")
+
+
 def test_another_retention_is_that_of_the_stream_that_is_there(
     fab: FabCommand, box: Box, elastic: dict[str, str]
 ) -> None:
