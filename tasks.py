@@ -23,7 +23,7 @@ from invoke.tasks import task
 
 HERE = Path(__file__).parent
 BIN = shlex.quote(str(Path(sys.executable).parent))
-
+WORKERS = min((os.cpu_count() or 1) + 1, 5)  # tests of boxes wait nearly as much as they compute
 
 # Folders of programs that those of others import from.
 SHARED = "files/collector:files/dashboard:files/install_elk"
@@ -89,7 +89,7 @@ def test(
     }
     options = "".join(f" --elastic-{name}={shlex.quote(value)}" for name, value in chosen.items() if value)
     pytest = f"pytest -q {'' if fast else options} --durations=10"
-    if run(c, f"{pytest} --cache-clear -n 2 {suites}", BOX_RELEASES=releases):
+    if run(c, f"{pytest} --cache-clear -n {WORKERS} {suites}", BOX_RELEASES=releases):
         return
     again = once_more()
     if not again or not run(c, f"{pytest} {' '.join(again)}", BOX_RELEASES=releases):

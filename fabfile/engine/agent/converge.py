@@ -6,31 +6,33 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from . import wire
-from .accounts import User
-from .commands import Command, Requirement
-from .facts import UNITS, fact
-from .files import Directory, File, Link, Secret
-from .item import Item, changed_ids, forget_observations
+from .facts import fact
+from .files import File
+from .item import changed_ids, forget_observations
 from .journal import Journal
 from .machine import ask_ahead, at, forget_ahead, run
 from .packages import Package, apt_get, wait_for_locks
-from .rest import Rest
-from .rules import Rules
-from .units import Service, will_ask
+from .start import units_of
+from .units import will_ask
 from .wire import Failure, Have, Want, emit
 
 FREE_BYTES = 64 << 20  # a change is not begun with less than this on the disk
 
 
-KINDS: dict[str, type[Item]] = {
-    kind.__name__.lower(): kind
-    for kind in (File, Directory, Link, Package, User, Service, Rules, Secret, Command, Requirement, Rest)
+# Where each kind is; a module that no resource needs is not loaded.
+KINDS = {
+    **dict.fromkeys(("file", "directory", "link", "secret"), "files"),
+    **dict.fromkeys(("command", "requirement"), "commands"),
+    "package": "packages",
+    "service": "units",
+    "user": "accounts",
+    "rules": "rules",
+    "rest": "rest",
 }
-
-
 TARGET = {"id": "target", "task": ""}  # stands for the machine itself where no resource is to blame
 
 
@@ -38,15 +40,13 @@ def converge(job: dict[str, Any]) -> None:
     """Bring every resource to what it shall be, in order. The first failure stops; the rest are skipped."""
     check = job["mode"] == "check"
     journal = Journal()
-    facts = {want["when"][0] for want in job["resources"] if want["when"]}
-    units = [want["unit"] for want in job["resources"] if want["kind"] == "service"]
-    will_ask([*units, *(UNITS[name] for name in sorted(facts & UNITS.keys()))], journal)
+    will_ask(units_of(job["resources"]))
     ask_ahead(questions(job["resources"], journal))
     wants = [
         want for want in job["resources"] if not want["when"] or fact(want["when"][0]) == want["when"][1]
     ]
     required = [want for want in wants if want["kind"] == "requirement"]
-    unmet = [want for want in required if not attempt(want, Requirement(want, journal).require)]
+    unmet = [want for want in required if not attempt(want, item_of(want, journal).require)]
     broken = bool(unmet)
     if job.get("bootstrap"):
         journal.bootstrapped(job["bootstrap"])
@@ -65,15 +65,20 @@ def converge(job: dict[str, Any]) -> None:
             broken = not attempt(want, partial(settle, want, wants, journal, check, job["diff"]))
 
 
+def item_of(want: Want, journal: Journal) -> Any:
+    module = import_module(f".{KINDS[want['kind']]}", __package__)
+    return getattr(module, want["kind"].capitalize())(want, journal)
+
+
 def questions(wants: list[Want], journal: Journal) -> dict[tuple[str, ...], None]:
     """All that will be asked of other programs, once each; not of what may not exist on this target."""
-    items = (KINDS[want["kind"]](want, journal) for want in wants if not want["when"])
+    items = (item_of(want, journal) for want in wants if not want["when"])
     return dict.fromkeys(argv for item in items for argv in item.questions())
 
 
 def hold(want: Want, journal: Journal) -> None:
     """Look at a resource that may only be changed in stages: what differs is said, and left to those."""
-    item = KINDS[want["kind"]](want, journal)
+    item = item_of(want, journal)
     have, wanted = item.observe(), item.wanted()
     if any(have.get(key) != wanted[key] for key in wanted):
         emit("data", value={"held": want["id"]})
@@ -95,7 +100,7 @@ def attempt(want: Want, work: Callable[[], None]) -> bool:
 
 
 def settle(want: Want, wants: list[Want], journal: Journal, check: bool, diff: bool) -> None:
-    item = KINDS[want["kind"]](want, journal)
+    item = item_of(want, journal)
     have, wanted = item.observe(), item.wanted()
     differing = [key for key in wanted if have.get(key) != wanted[key]]
     if not differing:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from .machine import at, read_text, run
 from .paths import STATE
+from .start import UNITS
 from .units import units
 
 
@@ -95,7 +96,6 @@ def is_example() -> bool:
 QUESTIONS = {
     "web_ports": ("ss", "-Hltnp"),
 }
-UNITS = {"ssh_owner": "ssh.socket"}  # those that facts depend on
 FACTS: dict[str, Callable[..., str]] = {
     "logger": fact_logger,
     "log_owner": fact_log_owner,

@@ -58,6 +58,12 @@ def ask_ahead(questions: Iterable[tuple[str, ...]]) -> None:
     _ahead.update({argv: begin(argv) for argv in questions if argv not in _ahead})
 
 
+def about_units(names: Iterable[str]) -> tuple[str, ...]:
+    """The one question to systemd about all of these units; its answer has a block for each, in this order."""
+    properties = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload"
+    return ("systemctl", "show", "-p", properties, "--", *names)
+
+
 def forget_ahead() -> None:
     """Something changes now, so no answer from before may be used."""
     for process in _ahead.values():

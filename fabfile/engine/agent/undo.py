@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from . import wire
-from .converge import KINDS, attempt
+from .converge import attempt, item_of
 from .files import content_at, text_diff
 from .item import Item
 from .journal import Journal
@@ -23,17 +23,11 @@ def undo(job: dict[str, Any]) -> None:
     import shutil  # noqa: F401 - now: undo may remove the Python that it runs on
 
     options, check, journal = job["undo"], job["mode"] == "check" or job.get("check", False), Journal()
-    will_ask((), journal)
-    chosen = [
-        id
-        for id, e in reversed(journal.entries.items())
-        if not options["tasks"] or e["task"] in options["tasks"]
-    ]
+    will_ask(e["want"]["unit"] for e in journal.entries.values() if e["kind"] == "service")
     items = {
-        id: KINDS[journal.entries[id]["kind"]](
-            {**journal.entries[id]["want"], "task": journal.entries[id]["task"]}, journal
-        )
-        for id in chosen
+        id: item_of({**entry["want"], "kind": entry["kind"], "task": entry["task"]}, journal)
+        for id, entry in reversed(journal.entries.items())
+        if not options["tasks"] or entry["task"] in options["tasks"]
     }
     edited = {id for id, item in items.items() if is_edited(item, journal.entries[id])}
     refused = bool(edited) and not options["keep_edited"]

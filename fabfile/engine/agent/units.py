@@ -9,18 +9,17 @@ from typing import Any
 
 from . import wire
 from .item import Item, changed_ids, forget_observations, observed
-from .journal import Journal
-from .machine import begin, must, run
+from .machine import about_units, begin, must, run
 from .wire import Failure, Have, emit
 
 READY_SECONDS = 600  # a small machine needs minutes for a JVM
 
-asked_units: list[str] = []  # those of this job and of the journal: one question is about all of them
+asked_units: list[str] = []  # one question is about all of them
 
 
 class Service(Item):
     def questions(self) -> list[tuple[str, ...]]:
-        return [question()]
+        return [about_units(asked_units)]
 
     def awaited(self, key: str) -> bool:
         """True if something this unit must be restarted (reloaded) for changed, in this run or an interrupted one."""
@@ -156,14 +155,8 @@ def last_words(unit: str) -> str:
     return run("journalctl", "-u", unit, "-n", "8", "--no-pager", "-o", "cat").stdout
 
 
-def will_ask(units: Iterable[str], journal: Journal) -> None:
-    undone = (entry["want"]["unit"] for entry in journal.entries.values() if entry["kind"] == "service")
-    asked_units.extend(unit for unit in (*units, *undone) if unit not in asked_units)
-
-
-def question() -> tuple[str, ...]:
-    properties = "Id,LoadState,ActiveState,UnitFileState,NeedDaemonReload"
-    return ("systemctl", "show", "-p", properties, "--", *asked_units)
+def will_ask(units: Iterable[str]) -> None:
+    asked_units.extend(unit for unit in units if unit not in asked_units)
 
 
 def units(unit: str) -> dict[str, str]:
@@ -172,7 +165,7 @@ def units(unit: str) -> dict[str, str]:
         asked_units.append(unit)
         observed.pop("units", None)
     if "units" not in observed:
-        blocks = run(*question()).stdout.strip().split("\n\n")
+        blocks = run(*about_units(asked_units)).stdout.strip().split("\n\n")
         parsed = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
         observed["units"] = dict(zip(asked_units, parsed, strict=False))
     return observed["units"].get(unit, {})  # type: ignore[no-any-return]
