@@ -23,6 +23,7 @@ from invoke.tasks import task
 
 HERE = Path(__file__).parent
 BIN = shlex.quote(str(Path(sys.executable).parent))
+SOME_FAILED = 1  # pytest's exit status; 2 and more: it was interrupted or broke
 WORKERS = min((os.cpu_count() or 1) + 1, 5)  # tests of boxes wait nearly as much as they compute
 
 # Folders of programs that those of others import from.
@@ -31,9 +32,13 @@ SHARED = "files/collector:files/dashboard:files/install_elk"
 
 def run(c: Context, command: str, **environment: str) -> bool:
     """Whether a command of .venv, run at the top of the checkout and without a keyboard, went well."""
+    return exit_code(c, command, **environment) == 0
+
+
+def exit_code(c: Context, command: str, **environment: str) -> int:
     with c.cd(str(HERE)):
         done = c.run(f"{BIN}/{command}", env=environment, warn=True, pty=False, in_stream=False)
-    return bool(done)
+    return 1 if done is None else done.exited  # a Result that failed is false
 
 
 @task
@@ -89,9 +94,10 @@ def test(
     }
     options = "".join(f" --elastic-{name}={shlex.quote(value)}" for name, value in chosen.items() if value)
     pytest = f"pytest -q {'' if fast else options} --durations=10"
-    if run(c, f"{pytest} --cache-clear -n {WORKERS} {suites}", BOX_RELEASES=releases):
+    code = exit_code(c, f"{pytest} --cache-clear -n {WORKERS} {suites}", BOX_RELEASES=releases)
+    if code == 0:
         return
-    again = once_more()
+    again = once_more(HERE / ".pytest_cache/v/cache/lastfailed") if code == SOME_FAILED else []
     if not again or not run(c, f"{pytest} {' '.join(again)}", BOX_RELEASES=releases):
         raise Exit("test: no", code=1)
     print(
@@ -99,10 +105,10 @@ def test(
     )
 
 
-def once_more() -> list[str]:
-    """The files of up to 3 failed tests of boxes: such tests share one kernel's log, and time, with others."""
+def once_more(noted: Path) -> list[str]:
+    """The files of up to 3 failed tests of boxes, by pytest's note of them: they share one kernel's log, and time."""
     try:
-        failed = json.loads((HERE / ".pytest_cache/v/cache/lastfailed").read_text(encoding="utf-8"))
+        failed = json.loads(noted.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     files = sorted({name.partition("::")[0] for name in failed})

@@ -162,7 +162,7 @@ def alone() -> Command:
         "no example page",
         ("rm", example),
         unless=("test", "-d", f"{APACHE}/sites-enabled", "-a", "!", "-e", example),
-        undo=("ln", "-s", "../sites-available/000-default.conf", example),
+        undo=("ln", "-sfn", "../sites-available/000-default.conf", example),
         when=("apache_sites", "ours"),
     )
 

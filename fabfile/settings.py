@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 PREFIX = "KNOCKMAP_"
+ELASTIC_PORTS = (9200, 9300, 5601, 9600)
 
 
 class SettingError(ValueError):
@@ -203,6 +204,10 @@ def _is_public_name(name: str) -> bool:
 
 # What cannot be said of one setting alone: (True if it cannot be so, what to do).
 _TOGETHER: dict[str, tuple[Any, str]] = {
+    "ssh_port": (
+        lambda s: s.ssh_port in (s.dashboard_port, *ELASTIC_PORTS),
+        f"the dashboard (dashboard_port) or Elastic's programs ({', '.join(map(str, ELASTIC_PORTS))}) listen there",
+    ),
     "elastic_packages": (
         lambda s: bool(s.elastic_packages and s.elastic_mirror),
         "give this folder or elastic_mirror, not both",

@@ -45,6 +45,18 @@ class Demo:
 
 
 def view(url: str, user: str = "", password: str = "") -> Any:
+    """The page's numbers. A server that has no time for us just now (503) is asked again, as the page does."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return view_once(url, user, password)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
+
+
+def view_once(url: str, user: str, password: str) -> Any:
     now = int(time.time())
     asked = urllib.request.Request(f"{url}api/view?since={now - 86400}&until={now + 60}")
     if user:

@@ -89,7 +89,7 @@ FOREIGN = {
     "template": {"mappings": {"properties": {"message": {"type": "long"}}}},
 }
 OUTRANK = es("PUT", "/_index_template/foreign", FOREIGN)
-TWIN = es("PUT", "/_index_template/foreign", {**FOREIGN, "template": {}})
+TWIN = es("PUT", "/_index_template/foreign", {**FOREIGN, "priority": 400, "template": {}})
 NO_FOREIGN = es("DELETE", "/_index_template/foreign")
 ROLL = es("POST", f"/{STREAM}/_rollover")
 GARBAGE = "for i in $(seq 40); do echo nonsense $i >>/var/log/iptables.log; done"

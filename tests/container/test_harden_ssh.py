@@ -121,6 +121,19 @@ def test_undo_goes_back_to_22_in_stages(fab: FabCommand, box: Box) -> None:
     assert box.run(["test", "-e", "/usr/local/lib/knockmap"])[0] == 1
 
 
+def test_undo_goes_back_to_22_also_where_a_policy_stops_what_comes_there(
+    fab: FabCommand, fresh_box: Box
+) -> None:
+    for task in ("harden-ssh", "iptables-log"):
+        done = fab(fresh_box, task, KNOCKMAP_KNOCK_POLICY="drop")
+        assert done.rc == 0, done.out
+    assert "-j DROP" in fresh_box.run(["iptables", "-S", "KNOCKMAP"])[1]
+    fresh_box.run(["systemctl", "stop", "knockmap-rules.timer"])
+    undone = fab(fresh_box, "undo", "harden_ssh", KNOCKMAP_KNOCK_POLICY="drop")
+    assert undone.rc == 0, undone.out
+    assert login(fresh_box, 22)
+
+
 def test_a_user_with_sudo_moves_it_as_well_and_root_stays_out(fab: FabCommand, fresh_box: Box) -> None:
     forbid = "echo 'PermitRootLogin no' >>/etc/ssh/sshd_config; systemctl reload ssh"
     fresh_box.run(["sh", "-c", forbid])

@@ -426,6 +426,33 @@ def test_no_diff_shows_a_secret_file(run: Run, root: Path) -> None:
     assert event["status"] == "changed" and "the key" not in json.dumps(event)
 
 
+def test_neither_does_undo_nor_is_a_copy_kept(run: Run, root: Path) -> None:
+    run(
+        Secret("token"),
+        File("/etc/key", text="the key", secret=True, **ME),
+        File("/etc/a", text="my @@secret.token@@", **ME),
+    )
+    token = (root / "var/lib/knockmap/secrets/token").read_text()
+    for name in ("key", "a"):
+        with (root / "etc" / name).open("a") as file:
+            file.write("\none more line")
+    for check in (True, False):
+        events = undo(run, check=check)
+        told = [event["diff"] for event in events if "changed by somebody" in event["message"]]
+        assert len(told) == 2 and all("not shown" in text for text in told)
+        assert "the key" not in json.dumps(events) and token not in json.dumps(events)
+    copies = [path.read_bytes() for path in (root / "var/lib/knockmap/journal").glob("objects/*")]
+    assert not any(b"the key" in copy or token.encode() in copy for copy in copies)
+
+
+def test_undo_goes_on_where_a_secret_was_removed_by_hand(run: Run, root: Path) -> None:
+    run(Secret("token"), File("/etc/a", text="a", **ME))
+    (root / "var/lib/knockmap/secrets/token").unlink()
+    events = undo(run, keep_edited=True)
+    assert "failed" not in statuses(events), events
+    assert not (root / "etc/a").exists()
+
+
 SYSTEMCTL = """
 case "$1" in
 show) case "$2" in -P) echo running ;; *)

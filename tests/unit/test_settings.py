@@ -35,6 +35,8 @@ def test_booleans_are_words() -> None:
         ("ssh_port", "0"),
         ("ssh_port", "two"),
         ("ssh_port", "443"),
+        ("ssh_port", "8722"),
+        ("ssh_port", "9200"),
         ("stack", "elk"),
         ("knock_policy", "block"),
         ("knock_limit", "0"),

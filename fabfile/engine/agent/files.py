@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -13,10 +14,12 @@ from typing import Any
 from . import machine
 from .facts import secret_path, substitute
 from .item import Item
-from .journal import holds_data
+from .journal import holds_data, holds_secret
 from .machine import at, must, read_text, run
 from .paths import STATE, beside, digest, load, look, own, put, remove, store, sync_folder
 from .wire import Failure, Have, emit, read_frame
+
+HIDDEN = "(content differs; not shown, since it holds a secret)\n"
 
 
 class File(Item):
@@ -112,8 +115,8 @@ class File(Item):
         new = self.content()
         if new is None and not self.want["absent"]:
             return ""
-        if self.want["secret"] or "@@secret." in (self.want.get("text") or ""):
-            return "(content differs; not shown, since it holds a secret)\n"
+        if holds_secret(self.want):
+            return HIDDEN
         return text_diff(self.want["path"], content_at(self.want["path"]), new or b"")
 
     def unchanged_since(self, now: Have, after: Have) -> bool:
@@ -264,5 +267,6 @@ class Secret(Item):
 
     def restore(self, before: Have, options: dict[str, Any]) -> str:
         if not before["present"]:
-            os.unlink(at(secret_path(self.want["secret"])))
+            with contextlib.suppress(FileNotFoundError):  # by hand, or an undo that was killed
+                os.unlink(at(secret_path(self.want["secret"])))
         return ""

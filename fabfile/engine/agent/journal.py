@@ -32,8 +32,9 @@ class Journal:
         store("journal.json", self.entries)
 
     def after(self, want: Want, have: Have) -> None:
-        """What we left, with a copy of small files: so undo can show what somebody changed since."""
-        if have.get("type") == "file" and not holds_data(want) and not want.get("blob"):
+        """What we left, with a copy of small files that are no secret: so undo can show what somebody changed since."""
+        copied = not (holds_data(want) or holds_secret(want) or want.get("blob"))
+        if have.get("type") == "file" and copied:
             self.keep(want["path"], have["sha256"])
         self.entries[want["id"]].update(after=have, unfinished=False)
         store("journal.json", self.entries)
@@ -83,7 +84,13 @@ class Journal:
 
 def slim(want: Want) -> Want:
     """A resource without its content: what undo needs to know of it."""
-    return {key: value for key, value in want.items() if key not in ("text", "base64")}
+    known = {"secret": True} if want["kind"] == "file" and holds_secret(want) else {}
+    return {key: value for key, value in want.items() if key not in ("text", "base64")} | known
+
+
+def holds_secret(want: Want) -> bool:
+    """True for a file whose content nobody is to be shown."""
+    return bool(want.get("secret")) or "@@secret." in (want.get("text") or "")
 
 
 def holds_data(want: Want) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 from . import wire
 from .converge import attempt, item_of
-from .files import content_at, text_diff
+from .files import HIDDEN, content_at, text_diff
 from .item import Item
-from .journal import Journal
+from .journal import Journal, holds_secret
 from .machine import at, must, run
 from .paths import STATE
 from .units import will_ask
@@ -82,6 +82,8 @@ def tell_edited(item: Item, entry: dict[str, Any], keep: bool) -> None:
 
 def edit_diff(item: Item, entry: dict[str, Any]) -> str:
     """What somebody changed in a file since we wrote it."""
+    if holds_secret(item.want):
+        return HIDDEN
     kept = at(f"{STATE}/journal/objects/{entry['after'].get('sha256')}")
     if item.want["kind"] != "file" or not os.path.exists(kept):
         return ""
