@@ -19,6 +19,7 @@ from fabfile.settings import Settings
 from fabfile.syslog_route import READER
 
 FOLDER = "/usr/local/lib/knockmap/collector"
+GEO = "/var/lib/knockmap/geo"
 PROGRAM_FILES = sorted(path.name for path in (ROOT / "files" / "collector").glob("*.py"))
 UNIT = "knockmap-collector.service"
 
@@ -39,9 +40,10 @@ def resources(settings: Settings) -> list[Resource]:
         Package("python3", "python3-maxminddb"),
         *(READER, PROGRAMS, Directory(FOLDER), *programs),
         Directory("/var/lib/knockmap/collector", mode=0o750, owner="knockmap", group="knockmap"),
-        Directory("/var/lib/knockmap/geo"),
+        # Tidy, since the collector looks into every database there; their names differ from version to version.
+        Directory(GEO, tidy=True),
         *(
-            File(f"/var/lib/knockmap/geo/{path.name}", source=path, sha256=sha256)
+            File(f"{GEO}/{path.name}", source=path, sha256=sha256)
             for path, sha256 in geo.databases(settings).items()
         ),
         unit,

@@ -16,7 +16,8 @@ UNIT = "logstash.service"
 LOCAL = ("https://127.0.0.1:9200",)
 OWN_CA = f"{ETC}/certs/http_ca.crt"
 PATTERNS = f"{ETC}/patterns"
-GEO = "/var/lib/knockmap/geo"
+# Not the collector's folder: while both stacks are deployed, neither takes away what the other looks into.
+GEO = "/var/lib/knockmap/logstash-geo"
 REPLAY = "/var/lib/knockmap/replay"  # where `migrate` puts what it brings
 # What Logstash's geoip filter can read, by what the kind's name holds; others end it at the first event.
 GEO_KINDS = {"city": re.compile(r".*City.*"), "asn": re.compile(r".*(GeoLite2-ASN|GeoIP2-ISP).*")}
@@ -95,9 +96,8 @@ def database_kind(path: Path) -> str:
     return field[start : start + size].decode(errors="replace")
 
 
-def databases(settings: Settings) -> tuple[Resource, ...]:
-    own = own_databases(settings).values()
-    return (Directory(GEO), *(File(f"{GEO}/{path.name}", source=path) for path in own)) if own else ()
+def databases(settings: Settings) -> tuple[File, ...]:
+    return tuple(File(f"{GEO}/{path.name}", source=path) for path in own_databases(settings).values())
 
 
 def pipeline(settings: Settings) -> tuple[File, ...]:
@@ -151,14 +151,14 @@ def resources(settings: Settings) -> list[Resource]:
         f"/etc/systemd/system/{UNIT}.d/knockmap.conf",
         text=render("install_elk/logstash.service.j2", group=READER.user, env=writer_key(settings).path),
     )
-    trusted, files = authority(settings), pipeline(settings)
+    trusted, files, geo = authority(settings), pipeline(settings), databases(settings)
     return [
         elastic_source.package(settings, "logstash"),
         READER,
         *(Directory(f"{ETC}/{name}", mode=0o750, group="logstash") for name in ("certs", "patterns")),
         Directory(REPLAY, mode=0o750, group="logstash"),
-        *databases(settings),
+        *(Directory(GEO, tidy=True), *geo),
         *(config, *trusted, writer_key(settings), debugging(settings), *files),
         *(Directory(f"/etc/systemd/system/{UNIT}.d"), drop_in),
-        service(settings, config, *trusted, *files, drop_in),
+        service(settings, config, *trusted, *geo, *files, drop_in),
     ]

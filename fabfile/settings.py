@@ -141,8 +141,11 @@ _LIMITS: dict[str, tuple[Any, str]] = {
     "collector_retention_megabytes": _between(16, 1_000_000),
     "dashboard_port": _between(1024, 65535),
     "geo_databases": (
-        lambda paths: all(path.endswith(".mmdb") and Path(path).expanduser().is_file() for path in paths),
-        "paths of .mmdb files that exist on this machine",
+        lambda paths: (
+            all(path.endswith(".mmdb") and Path(path).expanduser().is_file() for path in paths)
+            and len({Path(path).name for path in paths}) == len(paths)  # on the target they share a folder
+        ),
+        "paths of .mmdb files that exist on this machine, each with another file name",
     ),
     "elastic_version": (
         lambda version: re.fullmatch(r"9\.\d{1,2}\.\d{1,2}", version),

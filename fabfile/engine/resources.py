@@ -99,12 +99,17 @@ class File(Resource):
 
 @dataclass(frozen=True)
 class Directory(Resource):
-    """A directory with these rights; what is in it is not ours."""
+    """A directory with these rights; what is in it is not ours.
+
+    `tidy` takes back what the task itself has put there, by the target's journal, and plans no more: last of all, so
+    that the new is in place before the old goes. Files that others put there stay.
+    """
 
     path: str
     mode: int = 0o755
     owner: str = "root"
     group: str = "root"
+    tidy: bool = False
 
     @property
     def name(self) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 from elastic import AGAIN, complaint, touched
 from look import ABSENT, LOG, Link, Target, bad, ok, running_for, text_of, unit, warn
 from mmdb import metadata
-from storage import GEO, OLD_DAYS, USELESS_DAYS, age, stamp
+from storage import OLD_DAYS, USELESS_DAYS, age, stamp
 from web import DAY, ask
 
 UNIT = "logstash.service"
 ETC, CONF, DATA = "/etc/logstash", "/etc/logstash/conf.d", "/var/lib/logstash"
+GEO = "/var/lib/knockmap/logstash-geo"  # the operator's own
 ENVIRONMENT, VARIABLE = f"{ETC}/knockmap.env", "KNOCKMAP_WRITER_KEY"
 WORDS = "{ssh} journalctl -u logstash -n 30"
 # Below these, what Logstash has downloaded or brought along; City is what the map needs.

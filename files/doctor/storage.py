@@ -74,7 +74,7 @@ def collector(target: Target) -> Link:
         return ABSENT
     again, words = "{fab} collector", "{ssh} journalctl -u knockmap-collector -n 20"
     if gone := next(
-        (p for p in target.files("collector") if not p.startswith(GEO) and not os.path.exists(p)), ""
+        (p for p in target.files("collector") if not p.startswith(f"{GEO}/") and not os.path.exists(p)), ""
     ):
         return bad(f"{gone} is gone", again)
     found = settled(COLLECTOR)

@@ -6,12 +6,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from box import Box, attack
 from box.attack import choose
 
 from tests.container.conftest import Fab
+from tests.unit import mmdb
 
 FabCommand = Callable[..., Fab]
 # The real data, by which the country of each source is known.
@@ -106,3 +108,37 @@ def test_the_table_is_for_people(fab: FabCommand, box: Box) -> None:
     shown = fab(box, "scanners", "--rows", "3")
     assert shown.rc == 0
     assert "SYNs to port 22 in the last 24h" in shown.out and "https://db-ip.com" in shown.out
+
+
+def mmdb_files(box: Box) -> list[str]:
+    return box.run(["sh", "-c", "cd /var/lib/knockmap/geo && ls"])[1].split()
+
+
+def test_other_geoip_data_take_the_place_of_the_former(fab: FabCommand, box: Box, tmp_path: Path) -> None:
+    """The same source under another name, which is how newer data come; a file by the operator's hand is not ours."""
+    former = mmdb_files(box)
+    box.run(["touch", "/var/lib/knockmap/geo/mine.mmdb"])
+    mmdb.write(tmp_path / "small.mmdb", {"10.0.0.0/8": {"country_code": "DE"}}, built=int(time.time()))
+    own = {"KNOCKMAP_GEO_DATABASES": str(tmp_path / "small.mmdb")}
+    checked = fab(box, "collector", "--check", **own)
+    assert checked.rc == 0 and len(former) == 2
+    assert all(f"would change file:/var/lib/knockmap/geo/{name}  removed" in checked.out for name in former)
+    assert mmdb_files(box) == sorted([*former, "mine.mmdb"])
+    done = fab(box, "collector", **own)
+    assert done.rc == 0 and ", 3 changed, 0 failed" in done.last, done.out
+    assert mmdb_files(box) == ["mine.mmdb", "small.mmdb"]
+    assert ", 0 changed, 0 failed, 0 skipped" in fab(box, "collector", **own).last
+    doctor = json.loads(fab(box, "doctor", "--json").out)
+    (link,) = [link for link in doctor["links"] if link["name"] == "GeoIP"]
+    assert link["state"] == "ok" and link["cause"].startswith("1 readable, 0 days old")
+    assert fab(box, "collector", KNOCKMAP_GEO_SOURCE="none").rc == 0 and mmdb_files(box) == ["mine.mmdb"]
+    # The running collector has seen it, too.
+    asked = """import sqlite3; db = sqlite3.connect("file:/var/lib/knockmap/collector/knockmap.db?mode=ro", uri=True)
+print(db.execute("SELECT value FROM meta WHERE key = 'geo_kinds'").fetchone())"""
+    for _ in range(20):
+        if (known := box.run(["python3", "-c", asked])[1].strip()) == "('',)":
+            break
+        time.sleep(0.5)
+    assert known == "('',)"
+    undone = fab(box, "undo", "collector")
+    assert undone.rc == 0 and mmdb_files(box) == ["mine.mmdb"], undone.out

@@ -388,6 +388,70 @@ def test_undo_of_a_task_keeps_a_folder_that_others_use_also_with_its_data(run: R
     assert not (root / "etc/d").exists()
 
 
+# --- folders that are kept tidy -----------------------------------------------------------------------------------
+
+
+def tidy(*names: str) -> list[Resource]:
+    return [
+        Directory("/etc/d", tidy=True, **ME),
+        *(File(f"/etc/d/{name}", text=name, **ME) for name in names),
+    ]
+
+
+def there(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "etc/d").iterdir())
+
+
+def test_what_a_task_plans_no_more_goes_from_its_folder_and_nothing_else(run: Run, root: Path) -> None:
+    run(*tidy("old", "kept"))
+    run(File("/etc/d/others", text="others", **ME), task="other")
+    (root / "etc/d/mine").write_text("mine")
+    before = snapshot(root)
+    would = run(*tidy("kept", "new"), mode="check")
+    assert snapshot(root) == before
+    told = [(e["id"], e["message"]) for e in run(*tidy("kept", "new")) if e["status"] == "changed"]
+    assert told == [("file:/etc/d/new", "new"), ("file:/etc/d/old", "removed")]
+    assert [(e["id"], e["message"]) for e in would if e["status"] == "changed"] == told
+    assert there(root) == ["kept", "mine", "new", "others"]
+    assert statuses(run(*tidy("kept", "new"))) == ["ok"] * 3
+
+
+def test_a_folder_that_is_not_tidy_keeps_what_is_planned_no_more(run: Run, root: Path) -> None:
+    run(Directory("/etc/d", **ME), File("/etc/d/old", text="old", **ME))
+    assert statuses(run(Directory("/etc/d", **ME))) == ["ok"] and there(root) == ["old"]
+
+
+def test_undo_does_not_ask_for_what_was_taken_back(run: Run, root: Path) -> None:
+    before = snapshot(root)
+    run(*tidy("old"))
+    run(*tidy("new"))
+    assert statuses(undo(run)) == ["changed"] * 2 and snapshot(root) == before
+    # Nor does it stumble over a file that somebody put in that place afterwards.
+    run(*tidy("old"))
+    run(*tidy())
+    (root / "etc/d/old").write_text("mine")
+    assert "failed" not in statuses(undo(run)) and there(root) == ["old"]
+
+
+def test_a_file_whose_place_was_taken_comes_back_when_ours_is_planned_no_more(run: Run, root: Path) -> None:
+    (root / "etc/d").mkdir()
+    (root / "etc/d/a").write_text("mine")
+    run(*tidy("a"))
+    *_, event = run(*tidy())
+    assert event["message"] == "back to what it was before us"
+    assert (root / "etc/d/a").read_text() == "mine"
+    assert statuses(run(*tidy())) == ["ok"]
+
+
+def test_the_old_stays_until_the_new_is_in_place(run: Run, root: Path) -> None:
+    run(*tidy("old"))
+    events = run(*tidy("new"), File("/nowhere/b", text="b", **ME))
+    assert statuses(events) == ["ok", "changed", "failed", "skipped"] and there(root) == ["new", "old"]
+    (root / "etc/d/old").unlink()  # also if somebody was faster
+    assert statuses(run(*tidy("new"))) == ["ok", "ok", "changed"]
+    assert statuses(run(*tidy("new"))) == ["ok", "ok"]
+
+
 # --- what must hold first, and what is kept from the screen --------------------------------------------------------
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
+from fabfile import collector, elastic_pipeline, proof_packet
 from fabfile import doctor as task
-from fabfile import proof_packet
 from fabfile.proof_packet import Course, Packet, Proof
 from tests.unit import mmdb
 from tests.unit.tls import certificate
@@ -35,6 +35,7 @@ import elastic
 import kibana
 import packet
 import pipeline
+import storage
 
 DAY = 86400
 
@@ -238,6 +239,10 @@ def test_the_day_of_a_geoip_database_is_read_without_a_library(tmp_path: Path) -
     assert pipeline.metadata(str(tmp_path / "a.mmdb"))[0] == built
     (tmp_path / "b.mmdb").write_bytes(os.urandom(1000))
     assert pipeline.metadata(str(tmp_path / "b.mmdb")) == (0, "")
+
+
+def test_geoip_data_are_looked_for_where_they_are_put() -> None:
+    assert (pipeline.GEO, storage.GEO) == (elastic_pipeline.GEO, collector.GEO)
 
 
 # --- Kibana ---------------------------------------------------------------------------------------------------------

@@ -21,11 +21,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import fabfile
-from fabfile import elastic_pipeline, elastic_source, install_elk
+from fabfile import collector, elastic_pipeline, elastic_source, install_elk
 from fabfile.engine.agent import elastic, facts, item, packages, units
 from fabfile.engine.agent.elastic import Heaps, heaps, needed
 from fabfile.engine.resources import (
     Command,
+    Directory,
     File,
     Package,
     Requirement,
@@ -637,14 +638,26 @@ def test_own_databases_are_taken_by_their_kind(tmp_path: Path) -> None:
     chosen = Settings(geo_databases=tuple(map(str, paths)), logstash_geoip="own")
     assert elastic_pipeline.own_databases(chosen) == {"city": paths[0], "asn": paths[1]}
     text = elastic_pipeline.pipeline_text(chosen)
-    assert 'database => "/var/lib/knockmap/geo/a.mmdb"' in text
-    assert 'database => "/var/lib/knockmap/geo/b.mmdb"' in text
+    assert 'database => "/var/lib/knockmap/logstash-geo/a.mmdb"' in text
+    assert 'database => "/var/lib/knockmap/logstash-geo/b.mmdb"' in text
     mmdb.write(paths[0], {"1.0.0.0/8": {"x": "1"}}, kind="DBIP-City-Lite (compat=City), of July")
     assert elastic_pipeline.database_kind(paths[0]).endswith("of July")
     assert elastic_pipeline.own_databases(chosen)["city"] == paths[0]
     mmdb.write(paths[0], {"1.0.0.0/8": {"x": "1"}}, kind="city ipv4")
     with pytest.raises(SettingError, match="city ipv4"):
         elastic_pipeline.own_databases(chosen)
+
+
+def test_own_databases_are_logstashs_alone_and_new_ones_start_it_anew(tmp_path: Path) -> None:
+    mmdb.write(tmp_path / "a.mmdb", {"1.0.0.0/8": {"x": "1"}}, kind="GeoLite2-City")
+    own = Settings(geo_databases=(str(tmp_path / "a.mmdb"),), logstash_geoip="own")
+    assert elastic_pipeline.GEO != collector.GEO
+    (database,) = [r for r in elastic_pipeline.resources(own) if isinstance(r, File) and ".mmdb" in r.path]
+    services = [r for r in elastic_pipeline.resources(own) if isinstance(r, Service)]
+    assert database in services[0].restart_on
+    # Also without own ones the folder is looked after: own ones of an earlier deploy are to go.
+    folders = [r for r in elastic_pipeline.resources(Settings()) if isinstance(r, Directory) and r.tidy]
+    assert [folder.path for folder in folders] == [elastic_pipeline.GEO]
 
 
 def test_pipeline_debug_has_the_very_filters_of_the_pipeline() -> None:

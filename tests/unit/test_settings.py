@@ -59,6 +59,16 @@ def test_own_databases_are_taken_when_they_exist(tmp_path: Path) -> None:
     assert load({"geo_databases": [str(path)]}, {}).geo_databases == (str(path),)
 
 
+def test_own_databases_of_one_name_are_refused(tmp_path: Path) -> None:
+    """On the target they are in one folder, so one would take the other's place."""
+    paths = [tmp_path / folder / "city.mmdb" for folder in ("old", "new")]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    with pytest.raises(SettingError, match=r"geo_databases = .*another file name"):
+        load({"geo_databases": list(map(str, paths))}, {})
+
+
 def test_every_setting_has_a_comment_that_says_why() -> None:
     source = Path(load.__code__.co_filename).read_text()
     for name in names():

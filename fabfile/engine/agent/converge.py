@@ -63,6 +63,13 @@ def converge(job: dict[str, Any]) -> None:
             broken = not attempt(want, partial(hold, want, journal))
         else:
             broken = not attempt(want, partial(settle, want, wants, journal, check, job["diff"]))
+    for id in former(job["resources"], journal):
+        was = {"id": id, "task": journal.entries[id]["task"]}
+        if broken or wire.gone:
+            emit("result", **was, status="skipped", message="")
+            continue
+        emit("start", **was)
+        broken = not attempt(was, partial(take_back, id, journal, check))
 
 
 def item_of(want: Want, journal: Journal) -> Any:
@@ -84,6 +91,30 @@ def hold(want: Want, journal: Journal) -> None:
         emit("data", value={"held": want["id"]})
     else:
         emit("result", id=want["id"], task=want["task"], status="ok", message="")
+
+
+def former(wants: list[Want], journal: Journal) -> list[str]:
+    """The files that a task once put into a folder which it keeps tidy, and that it plans no more."""
+    planned = {want["id"] for want in wants}
+    tidy = {(want["task"], want["path"]) for want in wants if want.get("tidy")}
+    return [
+        id
+        for id, entry in journal.entries.items()
+        if entry["kind"] == "file"
+        and id not in planned
+        and (entry["task"], os.path.dirname(entry["want"]["path"])) in tidy
+    ]
+
+
+def take_back(id: str, journal: Journal, check: bool) -> None:
+    """As undo does for a single file: what was there before us comes back, and the journal has nothing more to undo."""
+    entry = journal.entries[id]
+    if not check:
+        item = item_of({**entry["want"], "kind": entry["kind"], "task": entry["task"]}, journal)
+        item.restore(entry["before"], {"data": False})
+        journal.forget(id)
+    message = "removed" if entry["before"]["type"] == "absent" else "back to what it was before us"
+    emit("result", id=id, task=entry["task"], status="changed", message=message)
 
 
 def attempt(want: Want, work: Callable[[], None]) -> bool:
