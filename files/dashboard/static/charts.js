@@ -134,7 +134,7 @@ export function pulse(events) {
 
 function drawPie(view, common) {
   const top = view.countries.slice(0, 9), rest = view.countries.slice(9), other = rest.reduce((sum, {count}) => sum + count, 0);
-  const colours = SLICES[scheme()], narrow = $('pie').clientWidth < 24 * size();
+  const colours = SLICES[scheme()];
   const data = top.map(({code, name, count}, i) => ({name, value: count, code, itemStyle: {color: colours[i]}}));
   if (other) data.push({name: `${rest.length} others`, value: other, itemStyle: {color: colour('--dim')}});
   charts.pie.setOption({
@@ -142,9 +142,9 @@ function drawPie(view, common) {
     tooltip: {...tooltip(), formatter: ({name, value, percent}) => `${name}\n${number(value)} SYNs, ${percent} %`},
     title: {text: number(view.total), subtext: 'SYNs', left: 'center', top: 'middle', itemGap: 6, textStyle: {color: colour('--text'), fontSize: size() * 1.35, fontWeight: 650}, subtextStyle: {color: colour('--dim'), fontSize: size() * 0.85}},
     series: [{
-      type: 'pie', radius: narrow ? ['40%', '62%'] : ['38%', '60%'], startAngle: 90, minAngle: 1.5, data, avoidLabelOverlap: true, emptyCircleStyle: {color: colour('--land')},
+      type: 'pie', radius: ['37%', '57%'], startAngle: 90, minAngle: 1.5, data, avoidLabelOverlap: true, emptyCircleStyle: {color: colour('--land')},
       itemStyle: {borderColor: colour('--card'), borderWidth: 2, borderRadius: 3},
-      label: {color: colour('--text'), fontSize: size() * 0.86, lineHeight: size() * 1.1, formatter: ({name, percent}) => `${name}\n{part|${percent.toFixed(1)} %}`, rich: {part: {color: colour('--dim'), fontSize: size() * 0.8}}},
+      label: {bleedMargin: 2, color: colour('--text'), fontSize: size() * 0.86, lineHeight: size() * 1.1, formatter: ({name, percent}) => `${name}\n{part|${percent.toFixed(1)} %}`, rich: {part: {color: colour('--dim'), fontSize: size() * 0.8}}},
       labelLine: {length: 8, length2: 8, lineStyle: {color: colour('--dim')}}, emphasis: {scaleSize: 4, label: {show: true}},
     }],
   }, {replaceMerge: ['series']});
