@@ -112,9 +112,10 @@ def test_a_foreign_listener_is_refused_before_anything_is_touched(
 def test_too_little_memory_is_refused_with_numbers(
     fab: FabCommand, box: Box, elastic: dict[str, str]
 ) -> None:
-    refused = fab(box, "install-elk", **{**elastic, "KNOCKMAP_ELASTIC_HEAP": "31000"})
+    heaps = {"KNOCKMAP_ELASTIC_HEAP": "31000", "KNOCKMAP_KIBANA_HEAP": "16384"}
+    refused = fab(box, "install-elk", **{**elastic, **heaps})
     assert refused.rc == 1 and re.search(
-        r"[\d.]+ GiB of memory, needs 3\d.\d: use `stack = embedded`", refused.out
+        r"[\d.]+ GiB of memory, needs 4\d.\d: use `stack = embedded`", refused.out
     )
 
 

@@ -94,7 +94,7 @@ def meminfo(root: Path, mib: int) -> None:
 def test_too_little_memory_is_refused_with_numbers_and_a_way_out(run: Run, root: Path, mode: str) -> None:
     meminfo(root, 3277)
     events = run(
-        Requirement("elastic_memory", given=("0", "here")), File("/etc/a", text="a", **ME), mode=mode
+        Requirement("elastic_memory", given=("0", "0", "here")), File("/etc/a", text="a", **ME), mode=mode
     )
     assert sorted(statuses(events)) == ["failed", "skipped"]
     said = messages(events)
@@ -104,16 +104,28 @@ def test_too_little_memory_is_refused_with_numbers_and_a_way_out(run: Run, root:
 
 def test_a_smaller_heap_or_logstash_alone_fits_where_the_whole_does_not(root: Path) -> None:
     meminfo(root, 3277)
-    assert elastic.fact_elastic_memory("512", "here") == ""
+    assert elastic.fact_elastic_memory("512", "0", "here") == ""
     meminfo(root, 1900)
-    assert elastic.fact_elastic_memory("0", "elsewhere") == ""
-    assert "elastic_heap" not in elastic.fact_elastic_memory("0", "here")
+    assert elastic.fact_elastic_memory("0", "0", "elsewhere") == ""
+    assert "elastic_heap" not in elastic.fact_elastic_memory("0", "0", "here")
+
+
+def test_a_heap_of_kibanas_own_is_in_the_memory_that_is_needed(root: Path) -> None:
+    assert heaps(4000, 600, 900) == Heaps(600, 512, 900)
+    meminfo(root, 3800)
+    assert elastic.fact_elastic_memory("0", "0", "here") == ""
+    said = elastic.fact_elastic_memory("0", "4096", "here")
+    assert said.startswith("3.7 GiB of memory, needs 7.0: ") and "set kibana_heap below its 4096" in said
+    assert "elastic_heap" not in said
+    assert elastic.fact_elastic_memory("0", "4096", "elsewhere") == ""
+    (asked,) = (r for r in install_elk.resources(Settings(kibana_heap=4096)) if r.name == "elastic_memory")
+    assert isinstance(asked, Requirement) and asked.given == ("0", "4096", "here")
 
 
 def test_a_containers_limit_counts_and_not_its_hosts_memory(root: Path) -> None:
     meminfo(root, 64_000)
     put(root / "sys/fs/cgroup/memory.max", f"{2 << 30}\n")
-    assert "2.0 GiB of memory" in elastic.fact_elastic_memory("0", "here")
+    assert "2.0 GiB of memory" in elastic.fact_elastic_memory("0", "0", "here")
 
 
 # --- the rest of what must hold ---------------------------------------------------------------------------------
