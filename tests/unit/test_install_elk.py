@@ -706,6 +706,83 @@ def test_the_oldest_indices_go_and_never_the_one_that_is_written_to(
     assert data_stream.surplus([(str(number), size) for number, size in enumerate(sizes)], limit) == gone
 
 
+def answering(monkeypatch: pytest.MonkeyPatch, **answers: tuple[int, Any]) -> list[str]:
+    """Elasticsearch answers so, by the first word of the path; gives the list of what it was asked."""
+    asked: list[str] = []
+
+    def call(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        asked.append(f"{method} {path}")
+        return answers[path.strip("/_").split("/")[0]]
+
+    monkeypatch.setattr(data_stream, "call", call)
+    return asked
+
+
+def run_data_stream(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """With what it ends: 0 for success, or its words."""
+    monkeypatch.setattr(sys, "argv", ["data_stream.py", *words])
+    try:
+        data_stream.main()
+    except SystemExit as end:
+        return int(end.code) if isinstance(end.code, bool) else end.code
+    return 0
+
+
+def index_template(name: str, pattern: str, priority: int | None) -> dict[str, Any]:
+    ranked = {} if priority is None else {"priority": priority}
+    return {"name": name, "index_template": {"index_patterns": ["x", pattern], **ranked}}
+
+
+OURS = index_template("knockmap", "logs-iptables.ssh-*", 500)
+MISSING = (404, {"error": {"reason": "no such index"}})
+
+
+@pytest.mark.parametrize("words", [("check",), ("follow",), ("trim", "100")])
+@pytest.mark.parametrize("status", [401, 503])
+def test_an_error_is_not_taken_for_a_data_stream_to_come(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], status: int
+) -> None:
+    answering(monkeypatch, data_stream=(status, {"error": {"reason": "not now"}}))
+    said = run_data_stream(monkeypatch, *words)
+    assert said == f"logs-iptables.ssh-default cannot be looked at ({status}): not now"
+
+
+@pytest.mark.parametrize("none", [MISSING, (200, {"data_streams": []})])
+def test_without_a_data_stream_there_is_nothing_to_do(
+    monkeypatch: pytest.MonkeyPatch, none: tuple[int, Any]
+) -> None:
+    asked = answering(monkeypatch, data_stream=none, index_template=(200, {"index_templates": [OURS]}))
+    for words in (("trim", "1"), ("check",), ("follow",)):
+        assert run_data_stream(monkeypatch, *words) == 0
+    assert all(line.startswith("GET ") for line in asked)
+
+
+@pytest.mark.parametrize(
+    ("others", "rules"),
+    [
+        ([], "knockmap"),
+        ([("logs", "logs-*-*", 100), ("nothing", "*", None)], "knockmap"),
+        ([("metrics", "metrics-*", 900), ("longer", "logs-iptables.ssh-default-2", 900)], "knockmap"),
+        ([("foreign", "logs-iptables*", 900), ("logs", "logs-*-*", 100)], "foreign"),
+    ],
+)
+def test_before_the_first_event_the_template_that_outranks_the_others_rules(
+    monkeypatch: pytest.MonkeyPatch, others: list[tuple[str, str, int | None]], rules: str
+) -> None:
+    there = [OURS, *(index_template(*other) for other in others)]
+    answering(monkeypatch, data_stream=MISSING, index_template=(200, {"index_templates": there}))
+    assert run_data_stream(monkeypatch, "check") == int(rules != "knockmap")
+    said = run_data_stream(monkeypatch, "follow")
+    assert said == 0 if rules == "knockmap" else f"the index template {rules} outranks ours" in said
+
+
+def test_a_data_stream_that_no_template_rules_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"name": "logs-iptables.ssh-default", "indices": []}  # Elasticsearch leaves `template` out
+    answering(monkeypatch, data_stream=(200, {"data_streams": [here]}))
+    assert run_data_stream(monkeypatch, "check") == 1
+    assert "no index template is there" in run_data_stream(monkeypatch, "follow")
+
+
 @pytest.mark.parametrize(
     ("have", "fits"),
     [
