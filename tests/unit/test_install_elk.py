@@ -674,7 +674,7 @@ def test_pipeline_debug_has_the_very_filters_of_the_pipeline() -> None:
         ({"elastic_hosts": ["http://es:9200"]}, "elastic_hosts"),
         ({"elastic_hosts": ["https://es:9200"]}, "elastic_api_key_file"),
         ({"elastic_fingerprint": "D88E42B4"}, "elastic_fingerprint"),
-        ({"elastic_mirror": "ftp://x"}, "elastic_mirror"),
+        ({"elastic_mirror": "ftp://x"}, "elastic_mirror = .*: must be an https:// or http:// address"),
         ({"elastic_heap": 100}, "elastic_heap"),
         ({"logstash_geoip": "own"}, "logstash_geoip"),
         ({"elastic_packages": "/nonexistent"}, "elastic_packages"),
