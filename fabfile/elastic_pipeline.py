@@ -32,7 +32,9 @@ def requirements(settings: Settings) -> list[Resource]:
     """What must hold where Logstash is alone on the box."""
     return [
         Requirement("elastic_machine"),
-        Requirement("elastic_memory", given=(str(settings.elastic_heap), "elsewhere")),
+        Requirement(
+            "elastic_memory", given=(str(settings.elastic_heap), str(settings.kibana_heap), "elsewhere")
+        ),
         Requirement("elastic_disk", given=(elastic_source.versioned(settings, "logstash"),)),
         Requirement("elastic_ports", given=("9600",)),
         Requirement("elastic_versions", given=(settings.elastic_version, "logstash")),

@@ -54,7 +54,7 @@ def requirements(settings: Settings) -> list[Resource]:
     names = ("elasticsearch", "kibana", "logstash")
     return [
         Requirement("elastic_machine"),
-        Requirement("elastic_memory", given=(str(settings.elastic_heap), "here")),
+        Requirement("elastic_memory", given=(str(settings.elastic_heap), str(settings.kibana_heap), "here")),
         Requirement(
             "elastic_disk", given=tuple(elastic_source.versioned(settings, name) for name in names[::2])
         ),

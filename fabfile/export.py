@@ -11,7 +11,7 @@ from fabfile import collector, dashboard, elastic_store
 from fabfile.engine.errors import HostError, UsageError
 from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.root_channel import RootChannel
-from fabfile.scanners import of_stack, span, thin
+from fabfile.scanners import of_stack, refuse_elsewhere, span, thin
 
 FORMATS = ("csv", "ndjson")
 PROGRAMS = {"elastic": f"{elastic_store.FOLDER}/export.py", "embedded": f"{dashboard.FOLDER}/export.py"}
@@ -32,6 +32,11 @@ def export(
     """Save every event of a time span, with its log line, as CSV or NDJSON."""
     if format not in FORMATS:
         raise UsageError(f"--format {format}: must be one of {', '.join(FORMATS)}")
+    refuse_elsewhere(settings(c), "export")
+    if output and c.many:
+        raise UsageError(
+            f"--output {output}: several hosts would write the same file; give one host, or leave --output out"
+        )
     host = str(c.original_host)
     path = Path(output or f"scans-{host.replace('/', '_')}-{time.strftime('%Y%m%dT%H%M%S')}.{format}")
     if path.exists():

@@ -42,7 +42,10 @@ def install_elk(c: Connection, check: bool = False, diff: bool = False) -> Repor
 
 @host_task
 def rotate_secrets(c: Connection) -> Report:
-    """Renew every secret of the Elastic stack while it runs; the former are refused then."""
+    """Renew passwords, API keys and token of the Elastic stack while it runs.
+
+    The former are refused then. Kibana's encryption keys stay: what it has stored is read by them alone.
+    """
     fleet.refuse_dry(c, "rotate-secrets")
     chosen = fleet.settings(c)
     if elsewhere(chosen):

@@ -64,7 +64,7 @@ def resources(settings: Settings) -> list[Resource]:
         package,
         *(PROGRAMS, Directory(FOLDER), *programs(), File(f"{FOLDER}/world.json", source=WORLD), shown),
         Directory("/var/lib/knockmap/kibana", mode=0o700),  # which objects are as we brought them
-        *(Secret(name, bits=256) for name in KEYS),
+        *(Secret(name, bits=256, data=True) for name in KEYS),  # of what Kibana keeps in Elasticsearch
         Secret("kibana_viewer_password", bits=160),
         kept("Kibana's token, its viewers' role and user", ACCESS, "ensure", "remove"),
         *(Directory(f"{ETC}/certs", mode=0o750, group="kibana"), authority),

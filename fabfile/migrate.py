@@ -9,9 +9,9 @@ from fabric import Connection  # type: ignore[import-untyped]
 
 from fabfile.elastic_store import FOLDER
 from fabfile.engine.errors import HostError
-from fabfile.engine.fleet import host_task, refuse_dry
+from fabfile.engine.fleet import host_task, refuse_dry, settings
 from fabfile.engine.root_channel import RootChannel
-from fabfile.scanners import thin
+from fabfile.scanners import refuse_elsewhere, thin
 
 PROGRAM = ("/usr/bin/python3", "-B", f"{FOLDER}/migrate.py")
 NEXT = "the embedded stack is still there: `fab undo --task dashboard`, then `--task collector --data`, takes it away"
@@ -21,6 +21,7 @@ NEXT = "the embedded stack is still there: `fab undo --task dashboard`, then `--
 def migrate(c: Connection) -> str:
     """Bring what the embedded stack has stored into Elasticsearch, and count it there."""
     refuse_dry(c, "migrate")
+    refuse_elsewhere(settings(c), "migrate", "what comes there cannot be counted from here; nothing was done")
     found: dict[str, Any] = {}
     complaint = b""
     with RootChannel(c, PROGRAM, "the replay") as channel:

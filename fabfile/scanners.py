@@ -9,6 +9,7 @@ from typing import Any
 from fabric import Connection  # type: ignore[import-untyped]
 
 from fabfile import collector, elastic_store
+from fabfile.elastic_pipeline import elsewhere
 from fabfile.engine.errors import HostError, UsageError
 from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.transport import ask
@@ -41,6 +42,7 @@ def scanners(c: Connection, since: str = "24h", rows: int = 10, json: bool = Fal
     """Show which countries, networks and addresses knocked."""
     if rows < 1:
         raise UsageError(f"--rows {rows}: must be 1 or more")
+    refuse_elsewhere(settings(c), "scanners")
     words = ("--seconds", str(span(since)), "--limit", str(rows))
     status, out, error = ask(
         c, of_stack(settings(c), {s: f"{f}/scanners.py" for s, f in FOLDERS.items()}, *words)
@@ -52,6 +54,13 @@ def scanners(c: Connection, since: str = "24h", rows: int = 10, json: bool = Fal
         )
     report = {"host": str(c.original_host), **jsonlib.loads(out)}
     return jsonlib.dumps(report, ensure_ascii=False) if json else text(report, since)
+
+
+def refuse_elsewhere(chosen: Settings, what: str, then: str = "ask there") -> None:
+    """For what asks the host for its events. Raises UsageError where it only ships them."""
+    if chosen.stack == "elastic" and elsewhere(chosen):
+        name = "elastic_hosts" if chosen.elastic_hosts else "elastic_cloud_id"
+        raise UsageError(f"{what}: the events are in another cluster ({name}): {then}")
 
 
 def of_stack(chosen: Settings, programs: dict[str, str], *words: str) -> tuple[str, ...]:

@@ -70,7 +70,8 @@ class Settings:
 
     # The version of Elasticsearch, Logstash and Kibana, the same for all three; a higher one upgrades them in order.
     elastic_version: str = "9.5.2"
-    # Own copy of Elastic's apt repository (the URL that stands in for https://artifacts.elastic.co/packages/9.x/apt).
+    # Own copy of Elastic's apt repository (the URL that stands in for https://artifacts.elastic.co/packages/9.x/apt);
+    # http:// will do, since apt checks the signature.
     elastic_mirror: str = ""
     # Or a folder on the operator's machine with the .deb files of that version, for boxes without internet.
     elastic_packages: str = ""
@@ -151,7 +152,10 @@ _LIMITS: dict[str, tuple[Any, str]] = {
         lambda version: re.fullmatch(r"9\.\d{1,2}\.\d{1,2}", version),
         "a release of Elastic's 9.x such as 9.5.2",
     ),
-    "elastic_mirror": (lambda url: re.fullmatch(r"(https?://[^\s\"\[\]]+)?", url), "an https:// address"),
+    "elastic_mirror": (
+        lambda url: re.fullmatch(r"(https?://[^\s\"\[\]]+)?", url),
+        "an https:// or http:// address",
+    ),
     "elastic_packages": (
         lambda path: not path or Path(path).expanduser().is_dir(),
         "a folder that exists on this machine",

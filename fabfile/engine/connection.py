@@ -68,6 +68,7 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
     host_key: HostKey | None = None
     pinned: tuple[HostKey, ...] = ()
     hop: bool = False
+    many: bool = False  # other hosts are worked on in the same run
     given_port: bool = False
     attempt_seconds: float = CONNECT_SECONDS
     seconds: float = CONNECT_SECONDS

@@ -254,7 +254,7 @@ class Run:
             raise UsageError(f"-H {host}: there is no port {c.port}; ports go from 1 to 65535")
         out = io.StringIO() if self.many else sys.stdout
         screen = Screen(host, out, self.live, self.verbose, colourful(sys.stdout), self.json)
-        c._set(screen=screen, tell=screen.notice)
+        c._set(screen=screen, tell=screen.notice, many=self.many)
         self.connections.append(c)
         return c
 

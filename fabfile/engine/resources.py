@@ -56,7 +56,7 @@ class File(Resource):
     these rights and its content is data that we never touch.
     `validate` is an argv that must succeed before the file is renamed into place (`{path}` is the new file);
     `verify` is one that must succeed with the file in place, else the former content comes back.
-    `mode` None leaves the rights of a file that is already there. No diff shows a `secret` file.
+    No diff shows a `secret` file.
     """
 
     path: str
@@ -232,10 +232,14 @@ class Rules(Resource):
 
 @dataclass(frozen=True)
 class Secret(Resource):
-    """A random secret of `bits` bits, born on the target in its root-only folder, if it is not there yet."""
+    """A random secret of `bits` bits, born on the target in its root-only folder, if it is not there yet.
+
+    One that `data` are encrypted with is kept by undo as they are.
+    """
 
     secret: str
     bits: int = 128
+    data: bool = False
 
     @property
     def name(self) -> str:

@@ -214,15 +214,25 @@ def touched(edited: str) -> str:
 # --- keys -------------------------------------------------------------------------------------------------------
 
 
+HEADERS = {
+    "elastic_password": lambda password: elasticsearch.basic("elastic", password),
+    "kibana_token": elasticsearch.bearer,
+}
+
+
 def keys(target: Target) -> Link:
     """Who may do what; each is tried. What follows is asked by the reader's key."""
     if not here(target):
         return ABSENT
-    tried = {"reader_key": "doctor, scanners and export", "writer_key": "Logstash"}
+    tried = {
+        "reader_key": "doctor, scanners and export",
+        "writer_key": "Logstash",
+        "elastic_password": "the watch on the size of the events",
+    }
     if "kibana" in target.tasks:
         tried |= {"kibana_token": "Kibana"}
     for name, whose in tried.items():
-        header = (elasticsearch.bearer if name == "kibana_token" else elasticsearch.api_key)(secret(name))
+        header = HEADERS.get(name, elasticsearch.api_key)(secret(name))
         again = "{fab} kibana" if name == "kibana_token" else AGAIN
         if not secret(name):
             return bad(f"{elasticsearch.secret_path(name)} is gone", again)
@@ -231,7 +241,9 @@ def keys(target: Target) -> Link:
         except Unreachable as error:
             return unknown(error)
         if status == 401:
-            return bad(f"Elasticsearch refuses the {name} (revoked?), so {whose} can do nothing", again)
+            return bad(
+                f"Elasticsearch refuses the {name} (revoked or changed?), so {whose} can do nothing", again
+            )
         if status != 200:
             return bad(f"Elasticsearch answers {status} to the {name}: {reason(answer)}", again, symptom=True)
     return ok("Elasticsearch takes them all")

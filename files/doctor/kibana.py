@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import time
 from typing import Any
 
 import elasticsearch
 from elastic import complaint, touched, unknown
 from elasticsearch import Unreachable, call, secret
-from look import ABSENT, Link, Target, bad, ok, text_of, unit, warn
+from look import ABSENT, Link, Target, bad, ok, running_for, text_of, unit, warn
 from web import Answer, ask
 
 UNIT, BASE = "kibana.service", "/kibana"
@@ -50,9 +49,8 @@ def service(target: Target) -> Link:
     if state == "inactive":
         return bad("Kibana is stopped, so there is nothing to show", REPAIR)
     if state != "active" or (found.get("NRestarts", "0") != "0" and not listens()):
-        again = REPAIR if edited else WORDS
-        return bad(f"Kibana does not stay up{touched(edited)}{complaint(UNIT, LOG)}", again)
-    if trouble := not_available(found):
+        return ends(edited)
+    if trouble := not_available(found, edited):
         return trouble
     if found.get("UnitFileState") != "enabled":
         return warn("Kibana runs and is not enabled, so it will not after a reboot", REPAIR)
@@ -69,7 +67,12 @@ def listens() -> bool:
     return True
 
 
-def not_available(found: dict[str, str]) -> Link | None:
+def ends(edited: str) -> Link:
+    again = REPAIR if edited else WORDS
+    return bad(f"Kibana does not stay up{touched(edited)}{complaint(UNIT, LOG)}", again)
+
+
+def not_available(found: dict[str, str], edited: str) -> Link | None:
     """Patiently, since a Kibana that was just started, or whose Elasticsearch was, takes a moment."""
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -82,8 +85,12 @@ def not_available(found: dict[str, str]) -> Link | None:
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    seconds = time.time() - os.stat(f"/proc/{found.get('MainPID', '0')}").st_mtime
-    since_start = complaint(f"_SYSTEMD_INVOCATION_ID={found.get('InvocationID')}")
+    now = unit(UNIT)  # it may have ended meanwhile, or been started anew
+    starts, before = (int(one.get("NRestarts") or 0) for one in (now, found))
+    if now.get("ActiveState") != "active" or starts > before:
+        return ends(edited)
+    seconds = running_for(now)
+    since_start = complaint(f"_SYSTEMD_INVOCATION_ID={now.get('InvocationID')}")
     if seconds < START_SECONDS and not since_start:
         return warn(f"Kibana was started {seconds:.0f} s ago and is {said}", "{fab} doctor")
     return bad(f"Kibana runs and is {said}{since_start}", WORDS, symptom=True)

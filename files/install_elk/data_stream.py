@@ -1,7 +1,8 @@
 #!/usr/bin/python3 -Bs
 """On the target: a template is for what comes new, so a data stream that is there gets its fields and its retention by us.
 
-check     succeed if there is no data stream yet, or it has the template's fields (in the index that it writes to) and retention
+check     succeed if our template rules the data stream, and one that is there has the template's fields (in the index that
+          it writes to) and retention
 follow    make it so: a new index where the fields differ, the retention where that does
 roll      begin a new index; the former ones stay as they are
 trim MB   keep it within that size: delete the oldest index, and begin a new one in time. By age, Elasticsearch itself deletes.
@@ -10,6 +11,7 @@ trim MB   keep it within that size: delete the oldest index, and begin a new one
 from __future__ import annotations
 
 import sys
+from fnmatch import fnmatchcase
 from typing import Any
 
 from elasticsearch import DATA_STREAM, Unreachable, call, reason
@@ -35,7 +37,29 @@ def wanted() -> Any:
 def stream() -> Any:
     """What Elasticsearch says of the data stream; {} where there is none yet."""
     status, answer = call("GET", f"/_data_stream/{DATA_STREAM}")
-    return answer["data_streams"][0] if status == 200 and answer.get("data_streams") else {}
+    if status not in (200, 404):
+        raise SystemExit(f"{DATA_STREAM} cannot be looked at ({status}): {reason(answer)}")
+    return answer["data_streams"][0] if status == 200 and answer["data_streams"] else {}
+
+
+def ruling(here: Any) -> str:
+    """The index template by which the next index begins, also the first one; "" where none fits."""
+    if here:
+        return str(here.get("template", ""))
+    status, answer = call("GET", "/_index_template")
+    if status != 200:
+        raise SystemExit(f"the index templates cannot be looked at ({status}): {reason(answer)}")
+    return first_of(answer["index_templates"])
+
+
+def first_of(templates: list[Any]) -> str:
+    """Which of the index templates Elasticsearch takes for the data stream: of those that fit, the highest priority."""
+    fitting = {
+        found["name"]: found["index_template"].get("priority", 0)
+        for found in templates
+        if any(fnmatchcase(DATA_STREAM, pattern) for pattern in found["index_template"]["index_patterns"])
+    }
+    return max(fitting, key=lambda name: fitting[name], default="")
 
 
 def retention() -> Any:
@@ -49,19 +73,25 @@ def retention() -> Any:
 
 
 def follows(here: Any) -> bool:
+    if ruling(here) != TEMPLATE:
+        return False
+    if not here:
+        return True
     have = here.get("lifecycle", {}).get("data_retention")
-    return bool(here["template"] == TEMPLATE and written_to() == wanted() and have == retention())
+    return bool(written_to() == wanted() and have == retention())
 
 
 def follow() -> None:
     here = stream()
-    if not here:
-        return
-    if here["template"] != TEMPLATE:
+    if not (rules := ruling(here)):
+        raise SystemExit(f"no index template is there for {DATA_STREAM}, not even ours: deploy again")
+    if rules != TEMPLATE:
         raise SystemExit(
-            f"the index template {here['template']} outranks ours for {DATA_STREAM}, so new events would get its fields: "
+            f"the index template {rules} outranks ours for {DATA_STREAM}, so new events would get its fields: "
             "remove it, or its pattern, and deploy again"
         )
+    if not here:
+        return
     if written_to() != wanted():
         roll()
     if here.get("lifecycle", {}).get("data_retention") != (want := retention()):
@@ -118,8 +148,7 @@ def main() -> None:
         elif sys.argv[1] in ("roll", "follow"):
             {"roll": roll, "follow": follow}[sys.argv[1]]()
         else:
-            here = stream()
-            sys.exit(bool(here) and not follows(here))
+            sys.exit(not follows(stream()))
     except Unreachable as error:
         raise SystemExit(str(error)) from None
 

@@ -112,9 +112,10 @@ def test_a_foreign_listener_is_refused_before_anything_is_touched(
 def test_too_little_memory_is_refused_with_numbers(
     fab: FabCommand, box: Box, elastic: dict[str, str]
 ) -> None:
-    refused = fab(box, "install-elk", **{**elastic, "KNOCKMAP_ELASTIC_HEAP": "31000"})
+    heaps = {"KNOCKMAP_ELASTIC_HEAP": "31000", "KNOCKMAP_KIBANA_HEAP": "16384"}
+    refused = fab(box, "install-elk", **{**elastic, **heaps})
     assert refused.rc == 1 and re.search(
-        r"[\d.]+ GiB of memory, needs 3\d.\d: use `stack = embedded`", refused.out
+        r"[\d.]+ GiB of memory, needs 4\d.\d: use `stack = embedded`", refused.out
     )
 
 
@@ -337,7 +338,11 @@ def test_a_foreign_template_that_outranks_ours_is_named_and_nothing_begins_by_it
     indices = call(box, "GET", f"/{STREAM}/_mapping")[1].keys()
     assert call(box, "PUT", "/_index_template/foreign", foreign)[0] == 200
     refused = fab(box, "install-elk", **elastic)
+    # By the list of templates, as it is told before there is a data stream.
+    first = "import data_stream\nanswer = data_stream.ruling({})"
+    assert python(box, first) == "foreign"
     assert call(box, "DELETE", "/_index_template/foreign")[0] == 200
+    assert python(box, first) == "knockmap"
     assert refused.rc == 1 and "the index template foreign outranks ours" in refused.out
     assert call(box, "GET", f"/{STREAM}/_mapping")[1].keys() == indices
     assert fab(box, "install-elk", **elastic).last.endswith(", 0 changed, 0 failed, 0 skipped")

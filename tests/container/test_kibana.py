@@ -418,8 +418,14 @@ def test_secrets_are_in_their_places_only(box: Box) -> None:
 
 
 def test_undo_puts_everything_back(fab: FabCommand, box: Box, elastic: dict[str, str]) -> None:
+    keys = f"cat {SECRETS}/kibana_encryption_*"
+    former = shell(box, keys)
+    checked = fab(box, "undo", "kibana", "--check", "--verbose", **elastic)
+    assert checked.out.count("kept, since data are encrypted with it") == 3, checked.out
     done = fab(box, "undo", "kibana", **elastic)
     assert done.rc == 0, done.out
+    assert shell(box, keys) == former  # of what Kibana has in Elasticsearch, which stays
+    assert shell(box, f"ls {SECRETS} | grep -c ^kibana_").strip() == "3"
     assert box.run(["test", "-e", FOLDER])[0] == 1
     assert "knockmap" not in shell(box, "cat /etc/kibana/kibana.yml")
     assert shell(box, "systemctl is-active kibana || true").strip() == "inactive"

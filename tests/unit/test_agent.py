@@ -229,6 +229,20 @@ def test_secrets_are_random_private_and_never_shown(run: Run, root: Path) -> Non
     assert (root / "var/lib/knockmap/secrets/web").stat().st_mode & 0o777 == 0o600
 
 
+def test_undo_keeps_a_secret_that_data_are_encrypted_with_unless_told(run: Run, root: Path) -> None:
+    run(Secret("web"), Secret("of_data", data=True))
+    secrets = root / "var/lib/knockmap/secrets"
+    former = (secrets / "of_data").read_text()
+    for check in (True, False):
+        kept, _ = undo(run, check=check)
+        assert kept["status"] == "ok" and "--data removes it" in kept["message"]
+    assert [path.name for path in secrets.iterdir()] == ["of_data"]
+    run(Secret("of_data", data=True))
+    assert (secrets / "of_data").read_text() == former
+    undo(run, data=True)
+    assert not (root / "var/lib/knockmap").exists()
+
+
 def large_file(tmp_path: Path, size: int = 3 << 20) -> Path:
     source = tmp_path / "big.mmdb"
     source.write_bytes(os.urandom(size))

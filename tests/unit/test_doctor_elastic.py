@@ -32,6 +32,7 @@ sys.path += [path for path in (str(task.FOLDER), str(task.OTHERS["mmdb"].parent)
 
 import doctor
 import elastic
+import elasticsearch
 import kibana
 import packet
 import pipeline
@@ -163,6 +164,28 @@ def test_an_ended_certificate_is_bad_and_one_that_ends_soon_is_told() -> None:
     assert elastic.end_of({"a": now + 60 * DAY}, "warn") is None
 
 
+@pytest.mark.parametrize("refused", ["", "elastic_password", "writer_key", "reader_key", "kibana_token"])
+def test_every_kept_secret_is_tried_and_the_refused_one_named(
+    monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    headers = {
+        "elastic_password": elasticsearch.basic("elastic", "elastic_password"),
+        "kibana_token": elasticsearch.bearer("kibana_token"),
+        **{name: elasticsearch.api_key(name) for name in ("writer_key", "reader_key")},
+    }
+    monkeypatch.setattr(elasticsearch, "secret", lambda name: name)
+    monkeypatch.setattr(elastic, "secret", lambda name: name)
+
+    def call(method: str, path: str, **given: Any) -> tuple[int, Any]:
+        name = next(name for name, header in headers.items() if header == given["auth"])
+        return (401 if name == refused else 200), {}
+
+    monkeypatch.setattr(elastic, "call", call)
+    link = elastic.keys(target("install_elk", "kibana", files=("/etc/elasticsearch/elasticsearch.yml",)))
+    assert link.state == ("bad" if refused else "ok")
+    assert f"refuses the {refused} " in link.cause or not refused
+
+
 def test_of_a_programs_last_words_the_cause_is_told_and_not_its_consequence() -> None:
     lines = [
         "[ERROR][logstash.agent] Failed to execute action: Expected one of [ \\t\\r\\n]",
@@ -246,6 +269,48 @@ def test_geoip_data_are_looked_for_where_they_are_put() -> None:
 
 
 # --- Kibana ---------------------------------------------------------------------------------------------------------
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, *units: dict[str, str]) -> Any:
+    """Kibana's link where its port is closed, its unit shows these one after another, and its log has a complaint."""
+    looks = iter(units)
+    monkeypatch.setattr(
+        kibana, "unit", lambda name: {"ActiveState": "active", "UnitFileState": "enabled", **next(looks)}
+    )
+    monkeypatch.setattr(kibana, "PATIENCE", 0.0)
+    monkeypatch.setattr(kibana.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(kibana, "complaint", lambda name, path="": " (FATAL it says why)" if path else "")
+
+    def closed() -> str:
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(kibana, "level", closed)
+    here = target("kibana")
+    here.gone = here.edited = lambda task: ""
+    return kibana.service(here)
+
+
+def started(seconds_ago: float) -> dict[str, str]:
+    since = time.monotonic() - seconds_ago
+    return {"ExecMainStartTimestampMonotonic": str(int(since * 1e6)), "MainPID": "0"}
+
+
+@pytest.mark.parametrize(
+    "later", [{"ActiveState": "failed"}, {"ActiveState": "activating"}, {"NRestarts": "1", **started(1)}]
+)
+def test_a_kibana_that_ended_while_it_was_waited_for_does_not_stay_up(
+    monkeypatch: pytest.MonkeyPatch, later: dict[str, str]
+) -> None:
+    link = shown(monkeypatch, started(4), later)
+    assert link.state == "bad" and link.cause == "Kibana does not stay up (FATAL it says why)"
+
+
+def test_how_long_kibana_has_run_is_that_of_the_process_that_runs_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link = shown(monkeypatch, started(5000), started(7))  # restarted by hand meanwhile
+    assert link.state == "warn" and "started 7 s ago" in link.cause
+    assert shown(monkeypatch, started(5000), started(5000)).state == "bad"
 
 
 def test_lost_objects_are_named() -> None:

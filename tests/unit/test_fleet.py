@@ -16,6 +16,7 @@ from invoke.collection import Collection
 from invoke.exceptions import Exit
 
 import fabfile
+from fabfile import export
 from fabfile.engine import fleet, transport
 from fabfile.engine.errors import HostError, UsageError
 from fabfile.engine.report import Report, Result
@@ -101,7 +102,7 @@ def fab(home: Path, servers: list[SshServer], monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(f"KNOCKMAP_{field}", raising=False)
 
     def call(*words: str) -> int:
-        tasks = Collection(deploy, port, meet, refuse, run)
+        tasks = Collection(deploy, port, meet, refuse, run, export.export)
         tasks.configure(
             {"connect_kwargs": {"password": "login", "look_for_keys": False, "allow_agent": False}}
         )
@@ -180,6 +181,31 @@ def test_what_cannot_be_tried_refuses_dry(words: tuple[str, ...]) -> None:
     c = SimpleNamespace(config=SimpleNamespace(run=SimpleNamespace(dry=True)))
     with pytest.raises(UsageError, match=f"{name}: cannot be tried with --dry"):
         found.body(c, *words[1:])
+
+
+@pytest.mark.parametrize("setting", ["elastic_hosts", "elastic_cloud_id"])
+@pytest.mark.parametrize("name", ["scanners", "export", "migrate"])
+def test_where_events_are_elsewhere_the_host_is_not_asked_for_them(
+    tmp_path: Path, name: str, setting: str
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("id:key")
+    given = {"elastic_hosts": ["https://es.example:9200"], "elastic_cloud_id": "many:ZXM="}[setting]
+    section = {setting: given, "elastic_api_key_file": str(key)}
+    config = SimpleNamespace(run=SimpleNamespace(dry=False), get=lambda name: section)
+    c = SimpleNamespace(config=config, original_host="one", many=False)  # whatever connects fails here
+    with pytest.raises(UsageError, match=rf"{name}: the events are in another cluster \({setting}\)"):
+        fabfile.ns[name].body(c)
+
+
+def test_several_hosts_are_not_exported_into_one_file(
+    fab: Fabric, servers: list[SshServer], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fab("-H", "one,two", "export", "--output", "all.csv") == 2
+    assert "--output all.csv: several hosts" in capsys.readouterr().err
+    assert [server.logins for server in servers] == [0, 0] and not list(home.glob("all.csv*"))
+    assert fab("-H", "one", "export", "--output", "all.csv") == 1  # it connects: there is no knockmap
+    assert servers[0].logins == 1
 
 
 def test_an_expected_failure_is_one_sentence(fab: Fabric, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,7 @@ def meminfo(root: Path, mib: int) -> None:
 def test_too_little_memory_is_refused_with_numbers_and_a_way_out(run: Run, root: Path, mode: str) -> None:
     meminfo(root, 3277)
     events = run(
-        Requirement("elastic_memory", given=("0", "here")), File("/etc/a", text="a", **ME), mode=mode
+        Requirement("elastic_memory", given=("0", "0", "here")), File("/etc/a", text="a", **ME), mode=mode
     )
     assert sorted(statuses(events)) == ["failed", "skipped"]
     said = messages(events)
@@ -105,16 +105,28 @@ def test_too_little_memory_is_refused_with_numbers_and_a_way_out(run: Run, root:
 
 def test_a_smaller_heap_or_logstash_alone_fits_where_the_whole_does_not(root: Path) -> None:
     meminfo(root, 3277)
-    assert elastic.fact_elastic_memory("512", "here") == ""
+    assert elastic.fact_elastic_memory("512", "0", "here") == ""
     meminfo(root, 1900)
-    assert elastic.fact_elastic_memory("0", "elsewhere") == ""
-    assert "elastic_heap" not in elastic.fact_elastic_memory("0", "here")
+    assert elastic.fact_elastic_memory("0", "0", "elsewhere") == ""
+    assert "elastic_heap" not in elastic.fact_elastic_memory("0", "0", "here")
+
+
+def test_a_heap_of_kibanas_own_is_in_the_memory_that_is_needed(root: Path) -> None:
+    assert heaps(4000, 600, 900) == Heaps(600, 512, 900)
+    meminfo(root, 3800)
+    assert elastic.fact_elastic_memory("0", "0", "here") == ""
+    said = elastic.fact_elastic_memory("0", "4096", "here")
+    assert said.startswith("3.7 GiB of memory, needs 7.0: ") and "set kibana_heap below its 4096" in said
+    assert "elastic_heap" not in said
+    assert elastic.fact_elastic_memory("0", "4096", "elsewhere") == ""
+    (asked,) = (r for r in install_elk.resources(Settings(kibana_heap=4096)) if r.name == "elastic_memory")
+    assert isinstance(asked, Requirement) and asked.given == ("0", "4096", "here")
 
 
 def test_a_containers_limit_counts_and_not_its_hosts_memory(root: Path) -> None:
     meminfo(root, 64_000)
     put(root / "sys/fs/cgroup/memory.max", f"{2 << 30}\n")
-    assert "2.0 GiB of memory" in elastic.fact_elastic_memory("0", "here")
+    assert "2.0 GiB of memory" in elastic.fact_elastic_memory("0", "0", "here")
 
 
 # --- the rest of what must hold ---------------------------------------------------------------------------------
@@ -675,7 +687,7 @@ def test_pipeline_debug_has_the_very_filters_of_the_pipeline() -> None:
         ({"elastic_hosts": ["http://es:9200"]}, "elastic_hosts"),
         ({"elastic_hosts": ["https://es:9200"]}, "elastic_api_key_file"),
         ({"elastic_fingerprint": "D88E42B4"}, "elastic_fingerprint"),
-        ({"elastic_mirror": "ftp://x"}, "elastic_mirror"),
+        ({"elastic_mirror": "ftp://x"}, "elastic_mirror = .*: must be an https:// or http:// address"),
         ({"elastic_heap": 100}, "elastic_heap"),
         ({"logstash_geoip": "own"}, "logstash_geoip"),
         ({"elastic_packages": "/nonexistent"}, "elastic_packages"),
@@ -705,6 +717,83 @@ def test_the_oldest_indices_go_and_never_the_one_that_is_written_to(
     sizes: list[int], limit: int, gone: list[str]
 ) -> None:
     assert data_stream.surplus([(str(number), size) for number, size in enumerate(sizes)], limit) == gone
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, **answers: tuple[int, Any]) -> list[str]:
+    """Elasticsearch answers so, by the first word of the path; gives the list of what it was asked."""
+    asked: list[str] = []
+
+    def call(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        asked.append(f"{method} {path}")
+        return answers[path.strip("/_").split("/")[0]]
+
+    monkeypatch.setattr(data_stream, "call", call)
+    return asked
+
+
+def run_data_stream(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """With what it ends: 0 for success, or its words."""
+    monkeypatch.setattr(sys, "argv", ["data_stream.py", *words])
+    try:
+        data_stream.main()
+    except SystemExit as end:
+        return int(end.code) if isinstance(end.code, bool) else end.code
+    return 0
+
+
+def index_template(name: str, pattern: str, priority: int | None) -> dict[str, Any]:
+    ranked = {} if priority is None else {"priority": priority}
+    return {"name": name, "index_template": {"index_patterns": ["x", pattern], **ranked}}
+
+
+OURS = index_template("knockmap", "logs-iptables.ssh-*", 500)
+MISSING = (404, {"error": {"reason": "no such index"}})
+
+
+@pytest.mark.parametrize("words", [("check",), ("follow",), ("trim", "100")])
+@pytest.mark.parametrize("status", [401, 503])
+def test_an_error_is_not_taken_for_a_data_stream_to_come(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], status: int
+) -> None:
+    answering(monkeypatch, data_stream=(status, {"error": {"reason": "not now"}}))
+    said = run_data_stream(monkeypatch, *words)
+    assert said == f"logs-iptables.ssh-default cannot be looked at ({status}): not now"
+
+
+@pytest.mark.parametrize("none", [MISSING, (200, {"data_streams": []})])
+def test_without_a_data_stream_there_is_nothing_to_do(
+    monkeypatch: pytest.MonkeyPatch, none: tuple[int, Any]
+) -> None:
+    asked = answering(monkeypatch, data_stream=none, index_template=(200, {"index_templates": [OURS]}))
+    for words in (("trim", "1"), ("check",), ("follow",)):
+        assert run_data_stream(monkeypatch, *words) == 0
+    assert all(line.startswith("GET ") for line in asked)
+
+
+@pytest.mark.parametrize(
+    ("others", "rules"),
+    [
+        ([], "knockmap"),
+        ([("logs", "logs-*-*", 100), ("nothing", "*", None)], "knockmap"),
+        ([("metrics", "metrics-*", 900), ("longer", "logs-iptables.ssh-default-2", 900)], "knockmap"),
+        ([("foreign", "logs-iptables*", 900), ("logs", "logs-*-*", 100)], "foreign"),
+    ],
+)
+def test_before_the_first_event_the_template_that_outranks_the_others_rules(
+    monkeypatch: pytest.MonkeyPatch, others: list[tuple[str, str, int | None]], rules: str
+) -> None:
+    there = [OURS, *(index_template(*other) for other in others)]
+    answering(monkeypatch, data_stream=MISSING, index_template=(200, {"index_templates": there}))
+    assert run_data_stream(monkeypatch, "check") == int(rules != "knockmap")
+    said = run_data_stream(monkeypatch, "follow")
+    assert said == 0 if rules == "knockmap" else f"the index template {rules} outranks ours" in said
+
+
+def test_a_data_stream_that_no_template_rules_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"name": "logs-iptables.ssh-default", "indices": []}  # Elasticsearch leaves `template` out
+    answering(monkeypatch, data_stream=(200, {"data_streams": [here]}))
+    assert run_data_stream(monkeypatch, "check") == 1
+    assert "no index template is there" in run_data_stream(monkeypatch, "follow")
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_no_secret_stands_in_the_manifest() -> None:
             assert name in born | {"kibana_token"}
 
 
+def test_the_keys_of_what_kibana_keeps_in_elasticsearch_stay_with_it() -> None:
+    stay = {r.secret for r in plan() if isinstance(r, Secret) and r.data}
+    assert stay == set(re.findall(r"encryptionKey: .*@@secret\.(\w+)@@", text("/etc/kibana/kibana.yml")))
+    assert len(stay) == 3
+
+
 def test_every_command_has_a_guard_that_writes_nothing() -> None:
     assert all(r.unless[1] == "check" for r in plan() if isinstance(r, Command))
 

@@ -30,7 +30,7 @@ class Heaps(NamedTuple):
     kibana: int
 
 
-def heaps(memory: int, elastic_heap: int = 0) -> Heaps:
+def heaps(memory: int, elastic_heap: int = 0, kibana_heap: int = 0) -> Heaps:
     """What fits a box with `memory` MiB, of which a provider's "4 GB" are at least 3.7 GiB, and so on."""
     if memory < 7000:
         by_memory = Heaps(1024, 512, 704)
@@ -38,7 +38,9 @@ def heaps(memory: int, elastic_heap: int = 0) -> Heaps:
         by_memory = Heaps(2048, 768, 1024)
     else:
         by_memory = Heaps(4096, 1024, 1400)
-    return by_memory._replace(elasticsearch=elastic_heap) if elastic_heap else by_memory
+    return by_memory._replace(
+        elasticsearch=elastic_heap or by_memory.elasticsearch, kibana=kibana_heap or by_memory.kibana
+    )
 
 
 def needed(wanted: Heaps, place: str) -> int:
@@ -54,13 +56,17 @@ def memory() -> int:
     return min(total, int(limit) >> 20) if limit.isdigit() else total
 
 
-def fact_elastic_memory(elastic_heap: str, place: str) -> str:
-    wanted = heaps(memory(), int(elastic_heap))
+def fact_elastic_memory(elastic_heap: str, kibana_heap: str, place: str) -> str:
+    wanted = heaps(memory(), int(elastic_heap), int(kibana_heap))
     need, have = needed(wanted, place), memory()
     if have >= need:
         return ""
-    least = needed(wanted._replace(elasticsearch=256), place)
-    smaller = f", or set elastic_heap below its {wanted.elasticsearch}" if least <= have else ""
+    ways = {"elastic_heap": ("elasticsearch", 256), "kibana_heap": ("kibana", 512)}  # each to its least
+    smaller = "".join(
+        f", or set {setting} below its {getattr(wanted, part)}"
+        for setting, (part, least) in ways.items()
+        if needed(wanted._replace(**{part: least}), place) <= have
+    )
     return (
         f"{have / 1024:.1f} GiB of memory, needs {need / 1024:.1f}: use `stack = embedded`{smaller}, or take a "
         "larger box"

@@ -265,6 +265,11 @@ class Secret(Item):
         value = base64.b32encode(os.urandom((self.want["bits"] + 7) // 8)).decode().rstrip("=").lower()
         put(secret_path(self.want["secret"]), value.encode())
 
+    def keeps(self, before: Have, options: dict[str, Any]) -> str:
+        if not self.want.get("data") or before["present"] or options["data"]:
+            return ""
+        return "kept, since data are encrypted with it (--data removes it)"
+
     def restore(self, before: Have, options: dict[str, Any]) -> str:
         if not before["present"]:
             with contextlib.suppress(FileNotFoundError):  # by hand, or an undo that was killed
