@@ -94,7 +94,8 @@ def down(c: Context, name: str = "box") -> None:
         removed = [item for one in names for item in machine.down(one)]
     except BoxError as error:
         raise Exit(f"box.down: {error}", code=1) from None
-    print("removed " + ", ".join(removed) if removed else f"there was no box {name}")
+    none = "there was no box" + ("" if name == "all" else f" {name}")
+    print("removed " + ", ".join(removed) if removed else none)
 
 
 __all__ = ["attack", "down", "shell", "up"]
