@@ -24,7 +24,9 @@ from invoke.tasks import task
 HERE = Path(__file__).parent
 BIN = shlex.quote(str(Path(sys.executable).parent))
 SOME_FAILED = 1  # pytest's exit status; 2 and more: it was interrupted or broke
-WORKERS = min((os.cpu_count() or 1) + 1, 5)  # tests of boxes wait nearly as much as they compute
+WORKERS = min(
+    max(os.cpu_count() or 2, 2), 4
+)  # tests of boxes have deadlines, so more than the cores would fail some
 
 # Folders of programs that those of others import from.
 SHARED = "files/collector:files/dashboard:files/install_elk"

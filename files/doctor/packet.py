@@ -135,22 +135,36 @@ def follow(target: Target, packet: dict[str, Any], emit: Callable[..., None], pa
     start = time.monotonic()
     emit("ready", family=packet["family"], to=addresses[0])
     found: str | None = None
+    hops: list[dict[str, Any]] = []
     for name, task, look, seconds in stages(target, watch, patience):
         if task not in target.tasks:
+            tell(hops, emit)
             return emit("passed", family=packet["family"], why=f"{name}: not deployed")
         found = wait_for(look, seconds)
         if found is None:
-            if name == "log line" and watch.counter(settle=0.3) is None:
+            if name == "log line" and watch.counter(settle=1) is None:
                 name = "counter"  # what was counted was another's
+                hops.clear()
+            tell(hops, emit)
             return emit("stopped", family=packet["family"], name=name, over_limit=watch.over_limit())
         ms = round((time.monotonic() - start) * 1000)
-        emit("hop", family=packet["family"], name=name, ms=ms, found=found)
+        hops.append({"family": packet["family"], "name": name, "ms": ms, "found": found})
+        if name != "counter":  # which may have counted another's, as long as ours was not seen
+            tell(hops, emit)
+    tell(hops, emit)
     if "install_elk" in target.tasks and not elastic.here(target):
         return emit("passed", family=packet["family"], why="document: events go to a cluster elsewhere")
     if watch.ours:
         seen = {"address": watch.ours.address, "port": watch.ours.port, "at": watch.began}
         emit("stored", family=packet["family"], id=found, **seen)
     return None
+
+
+def tell(hops: list[dict[str, Any]], emit: Callable[..., None]) -> None:
+    """The hops that were found, each once."""
+    for hop in hops:
+        emit("hop", **hop)
+    hops.clear()
 
 
 Stage = tuple[str, str, Callable[[], "str | None"], float]
