@@ -38,6 +38,8 @@ def run(c: Context, command: str, **environment: str) -> bool:
 
 
 def exit_code(c: Context, command: str, **environment: str) -> int:
+    # Tests start Python some thousand times, so what it compiles is kept, whatever is usual on this machine.
+    environment["PYTHONDONTWRITEBYTECODE"] = ""
     with c.cd(str(HERE)):
         done = c.run(f"{BIN}/{command}", env=environment, warn=True, pty=False, in_stream=False)
     return 1 if done is None else done.exited  # a Result that failed is false
