@@ -110,6 +110,15 @@ def heals(box: Box) -> bool:
     return False
 
 
+def state(box: Box) -> str:
+    """What a failure is to show."""
+    return sh(
+        box,
+        "for t in iptables ip6tables; do $t -S INPUT; $t -S KNOCKMAP; done 2>&1; cat /run/knockmap/rules.*; "
+        "journalctl -o short-iso --no-pager -n 40 -u 'knockmap-rules*' -u firewalld; true",
+    )
+
+
 def test_check_writes_nothing_and_announces_all(fab: FabCommand, box: Box) -> None:
     look = "find /etc /usr /var/lib -newer /tmp/mark | sort; systemctl list-unit-files; nft list ruleset 2>&1 || true"
     sh(box, "touch /tmp/mark")
@@ -358,10 +367,11 @@ def test_firewalld_and_we_stand_beside_each_other(box: Box) -> None:
             sh(box, f"systemctl {verb} firewalld")
             time.sleep(1.5)  # it flushes after it says that it is done
             # A busy machine's firewalld may flush after our second look; then the timer's look brings them back.
-            assert wait_for(lambda: both_in_force(box)) or heals(box), (backend, verb)
+            healed = wait_for(lambda: both_in_force(box)) or heals(box)
+            assert healed, f"{backend}, {verb}:\n{state(box)}"
         for command in ("firewall-cmd --reload", "systemctl stop firewalld"):
             sh(box, f"{command} 2>&1")  # no unit sees these
-            assert heals(box), (backend, command)
+            assert heals(box), f"{backend}, {command}:\n{state(box)}"
     sh(box, "apt-get purge -qq -y firewalld 2>&1")
 
 

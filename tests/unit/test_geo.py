@@ -7,6 +7,7 @@ import io
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -134,6 +135,7 @@ def test_own_databases_come_first_and_none_is_none(tmp_path: Path) -> None:
 
 
 def test_says_how_old_the_data_are_and_whose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(geo.PACKAGES, "test", PACKAGE)
+    built = date.today() - timedelta(40)  # not that of PACKAGE: midnight may have come since
+    monkeypatch.setitem(geo.PACKAGES, "test", replace(PACKAGE, built=built))
     assert geo.about("test").endswith("40 days old; by us")
     assert "https://db-ip.com" in geo.about()
