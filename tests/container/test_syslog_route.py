@@ -135,8 +135,8 @@ def test_drift_is_repaired_and_rsyslog_restarts_only_for_what_it_reads(
     assert done.rc == 0 and " 0 changed" not in done.last, done.out
     assert (rsyslogd(box) != before) == restarts
     written = len(lines(box))
-    attack(box, sources=2, count=4, rate=100)
-    assert len(settled_lines(box)) == written + 4
+    sent = attack(box, sources=2, count=4, rate=100)
+    assert 0 <= written + 4 - len(settled_lines(box)) <= sent.overruns
     assert box.run(["stat", "-c", "%U:%G %a", LOG])[1].strip() == "root:knockmap 640"
 
 
