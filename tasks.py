@@ -24,9 +24,8 @@ from invoke.tasks import task
 HERE = Path(__file__).parent
 BIN = shlex.quote(str(Path(sys.executable).parent))
 SOME_FAILED = 1  # pytest's exit status; 2 and more: it was interrupted or broke
-WORKERS = min(
-    max(os.cpu_count() or 2, 2), 4
-)  # tests of boxes have deadlines, so more than the cores would fail some
+# Tests of boxes have deadlines, which more workers than cores would miss.
+WORKERS = min(max(os.cpu_count() or 2, 2), 4)
 
 # Folders of programs that those of others import from.
 SHARED = "files/collector:files/dashboard:files/install_elk"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 from fabfile import elastic_source
 from fabfile.elastic_store import FOLDER, LOGSTASH, UNITS
-from fabfile.engine.resources import Directory, File, Requirement, Resource, Service, render
+from fabfile.engine.resources import ROOT, Directory, File, Requirement, Resource, Service, render
 from fabfile.settings import SettingError, Settings
 from fabfile.syslog_route import LOG, READER
 
@@ -85,17 +86,9 @@ def own_databases(settings: Settings) -> dict[str, Path]:
 
 
 def database_kind(path: Path) -> str:
-    """What an .mmdb file says it is, such as GeoLite2-City (MaxMind DB format 2.0, metadata section)."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - (128 << 10)))
-        metadata = file.read().rpartition(b"\xab\xcd\xefMaxMind.com")[2]
-    field = metadata.partition(b"database_type")[2]
-    if not field:
-        return ""
-    size, start = field[0] & 0x1F, 1
-    if size == 29:  # longer names: the next byte says how much
-        size, start = 29 + field[1], 2
-    return field[start : start + size].decode(errors="replace")
+    """What an .mmdb file says it is, such as GeoLite2-City, by the reader that the target has; "" if it is none."""
+    reader = runpy.run_path(str(ROOT / "files" / "install_elk" / "mmdb.py"))
+    return str(reader["metadata"](str(path))[1])
 
 
 def databases(settings: Settings) -> tuple[File, ...]:

@@ -17,7 +17,7 @@ from fabfile.engine.resources import (
     render,
 )
 from fabfile.iptables_log import PROGRAMS
-from fabfile.settings import Settings
+from fabfile.settings import ELASTIC_PORTS, Settings
 
 FOLDER = "/usr/local/lib/knockmap/install_elk"
 # In order of need: the first is the client that the others call.
@@ -58,7 +58,7 @@ def requirements(settings: Settings) -> list[Resource]:
         Requirement(
             "elastic_disk", given=tuple(elastic_source.versioned(settings, name) for name in names[::2])
         ),
-        Requirement("elastic_ports", given=("9200", "9300", "5601", "9600")),
+        Requirement("elastic_ports", given=tuple(map(str, ELASTIC_PORTS))),
         Requirement("elastic_versions", given=(settings.elastic_version, *names)),
     ]
 

@@ -473,7 +473,6 @@ def revert() -> None:
     reload()
     for port in {port for _, port in opened()} - before:
         close_firewall(port)
-    stand_aside()
     os.unlink(ARMED)
     run("systemctl", "disable", "-q", "--now", TIMER)
     print("went back to the former SSH configuration: no login over the new port was proven in time")
