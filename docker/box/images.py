@@ -32,6 +32,8 @@ OFFICIAL = {
 VARIANTS = {"full": "python3", "minimal": "python3-minimal", "bare": "none"}
 BOX_FILES = ("Dockerfile", "provision.sh", "entry.sh")
 TOOLS_FILES = ("tools.Dockerfile", "relay.py")
+# Without translated descriptions, which every apt-get would read: official images have none either.
+MMDEBSTRAP = ("--quiet", "--variant=minbase", '--aptopt=Acquire::Languages "none"')
 LABEL, ORIGIN = "knockmap.box", "knockmap.origin"
 Say = Callable[[str], None]
 
@@ -134,7 +136,8 @@ def words_for(engine: DockerClient, base: str) -> str:
 def base_image(engine: DockerClient, release: str, archive: str | None, say: Say) -> str:
     """An official image, or a bootstrapped one. What is there already is taken before anybody is asked."""
     official = OFFICIAL[release]
-    name = f"knockmap-base:{release}-{hashlib.sha256((archive or 'apt').encode()).hexdigest()[:8]}"
+    made_by = "\0".join([*MMDEBSTRAP, archive or "apt"])
+    name = f"knockmap-base:{release}-{hashlib.sha256(made_by.encode()).hexdigest()[:8]}"
     if archive is None and exists(engine, official):
         return official
     if exists(engine, name):
@@ -198,7 +201,7 @@ def bootstrap(engine: DockerClient, release: str, archive: str | None, name: str
     components = "main,universe" if OFFICIAL[release].startswith("ubuntu") else "main"
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "base.tar"
-        options = ["--quiet", "--variant=minbase", f"--components={components}"]
+        options = [*MMDEBSTRAP, f"--components={components}"]
         done = subprocess.run(
             ["mmdebstrap", *options, release, str(tar), source], capture_output=True, text=True, check=False
         )

@@ -21,7 +21,7 @@ from fabfile.engine.connection import VerifiedConnection
 from fabfile.engine.converge import converge
 from fabfile.engine.errors import ConnectionLostError, HostKeyError, SudoError, UnreachableError
 from fabfile.engine.report import Report
-from fabfile.engine.resources import File, Resource
+from fabfile.engine.resources import File, Package, Resource
 from fabfile.settings import Settings
 from tests.container.conftest import NewBox
 
@@ -94,6 +94,13 @@ def test_a_connection_that_breaks_while_python_is_installed_leaves_dpkg_whole(
     assert box.run(["dpkg", "--audit"]) == (0, "")
     assert box.run(["python3", "-c", "import json, tempfile"])[0] == 0
     assert [r.status for r in apply(connection(box), SMALL).results] == ["changed"]
+
+
+def test_a_package_that_would_remove_another_is_refused_with_its_name(box: Box) -> None:
+    (done,) = apply(connection(box), Package("sysvinit-core")).results
+    assert done.status == "failed"
+    assert "would remove systemd-sysv, so nothing was installed" in done.message
+    assert box.run(["dpkg-query", "-W", "systemd-sysv"])[0] == 0
 
 
 # --- root --------------------------------------------------------------------------------------------------------

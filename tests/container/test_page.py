@@ -85,6 +85,15 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def go(page: Page, url: str) -> None:
+    try:
+        page.goto(url)
+    except PlaywrightError as error:  # as in `loaded`
+        if "ERR_NETWORK_CHANGED" not in str(error):
+            raise
+        page.goto(url)
+
+
 @dataclass
 class Visit:
     """A page with all that it asked for and complained about."""
@@ -96,12 +105,7 @@ class Visit:
 
     def open(self, **asked: Any) -> Visit:
         url = f"{self.site.url}?{urlencode(asked)}"
-        try:
-            self.page.goto(url)
-        except PlaywrightError as error:  # as in `loaded`
-            if "ERR_NETWORK_CHANGED" not in str(error):
-                raise
-            self.page.goto(url)
+        go(self.page, url)
         return self.loaded()
 
     def loaded(self) -> Visit:
@@ -448,7 +452,7 @@ def test_the_first_visit_is_light_and_soon_painted(visit: Open) -> None:
 def test_nothing_in_the_span_is_said_with_the_next_step(visit: Open) -> None:
     seen = visit().open(**{"from": 1_000_000_000, "to": 1_000_003_600})
     expect(seen.page.locator("#empty")).to_contain_text("No SYN in this span")
-    seen.page.goto(f"{seen.site.url}?address=192.0.2.1")
+    go(seen.page, f"{seen.site.url}?address=192.0.2.1")
     expect(seen.page.locator("#empty")).to_contain_text("Remove a filter")
 
 
@@ -506,7 +510,7 @@ def test_the_public_page_needs_no_login_and_shows_no_address(
     page.on(
         "console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None
     )
-    page.goto(site.url.replace("/map/", "/public/"))
+    go(page, site.url.replace("/map/", "/public/"))
     expect(page.locator("body.public:not(.loading)")).to_be_attached(timeout=15_000)
     expect(page.locator("#total")).not_to_have_text("–")
     time.sleep(2)

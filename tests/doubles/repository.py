@@ -6,6 +6,7 @@ import fcntl
 import functools
 import hashlib
 import http.server
+import ipaddress
 import os
 import shutil
 import subprocess
@@ -261,5 +262,7 @@ def addresses() -> tuple[str, str]:
     """
     if sys.platform != "linux":
         return "127.0.0.1", "host.docker.internal"
-    gateway = images.client().networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    network = images.client().networks.get("bridge").attrs["IPAM"]["Config"][0]
+    # An engine that was never started before does not say it yet; it is the first address then.
+    gateway = network.get("Gateway") or str(ipaddress.ip_network(network["Subnet"])[1])
     return gateway, gateway

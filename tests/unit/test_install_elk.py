@@ -310,7 +310,9 @@ def test_an_exact_version_is_installed_and_held(
     events = run(PACKAGE)
     assert events[-1]["message"] == "install elasticsearch=9.5.2, hold"
     did = (root / "did").read_text()
-    assert "install --no-install-recommends --allow-change-held-packages elasticsearch=9.5.2" in did
+    assert (
+        "--no-install-recommends --allow-change-held-packages --no-remove install elasticsearch=9.5.2" in did
+    )
     assert "apt-mark hold elasticsearch" in did and "systemctl stop" not in did
     assert "--force-confdef" in did and "--force-confold" in did
     assert statuses(run(PACKAGE)) == ["ok"]
@@ -366,7 +368,7 @@ def test_packages_brought_along_are_asked_for_by_hash_installed_and_not_left_beh
     package = Package("elasticsearch=9.5.2", hold=True, debs=(deb,))
     events = run(package, answer=b"%d\n" % len(sent) + sent + b"0\n")
     assert events[0]["event"] == "need" and statuses(events) == ["changed"]
-    installed = re.search(r"packages (\S+)$", (root / "did").read_text(), re.M)
+    installed = re.search(r"--no-remove install (\S+)$", (root / "did").read_text(), re.M)
     assert installed and installed[1].endswith(".elasticsearch-9.5.2-amd64.deb")
     assert list((root / "var/lib/knockmap/incoming").iterdir()) == []
     assert statuses(run(package)) == ["ok"]  # and nothing is asked for

@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from . import wire
@@ -19,6 +20,8 @@ from .wire import Failure, Have, emit
 LOCK_SECONDS = 600  # how long we wait for apt, dpkg and another run of ours
 
 
+# What we hold is ours to move or remove; a lower version still is refused.
+INSTALL = ("--no-install-recommends", "--allow-change-held-packages")
 INSTALLED = ("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev} ${Version}\n")
 
 
@@ -50,9 +53,10 @@ class Package(Item):
         self.journal.save()
         debs = [receive(self.want["id"], deb, f".{deb['name']}") for deb in self.want["debs"]]
         names = debs or self.want["names"]
-        refuse_removals(names)
-        for unit in self.want["stops"] if any(n.partition("=")[0] in installed() for n in missing) else ():
-            run("systemctl", "stop", unit)  # it may not be there (yet)
+        if self.want["stops"] and any(n.partition("=")[0] in installed() for n in missing):
+            refuse_removals(names)
+            for unit in self.want["stops"]:
+                run("systemctl", "stop", unit)  # it may not be there (yet)
         apt_get(self.want["id"], "install", *names)
         for deb in debs:
             os.unlink(deb)
@@ -122,10 +126,9 @@ def is_installed(name: str) -> bool:
     return name in dpkg() and version in ("", dpkg()[name][1])
 
 
-def refuse_removals(names: list[str]) -> None:
-    plan = run(
-        "apt-get", "-s", "install", "--no-install-recommends", "--allow-change-held-packages", *names
-    ).stdout
+def refuse_removals(names: Sequence[str]) -> None:
+    """Before anything is stopped, or to say why apt-get refused by --no-remove."""
+    plan = run("apt-get", "-s", "install", *INSTALL, *names).stdout
     if removed := re.findall(r"^Remv (\S+)", plan, re.M):
         raise Failure(
             f"installing {' '.join(names)} would remove {' '.join(removed)}, so nothing was installed; "
@@ -171,6 +174,8 @@ def apt_get(id: str, *argv: str) -> None:
     if argv[0] == "install" and not lists_are_fresh():
         said += apt_run(id, "update")[1]
     rc, output = apt_run(id, *argv)
+    if rc and "remove is disabled" in output:
+        refuse_removals(argv[1:])
     if rc and argv[0] == "install":  # the lists can be older than the archive: look again, once
         said += apt_run(id, "update")[1]
         rc, output = apt_run(id, *argv)
@@ -202,9 +207,8 @@ def apt_run(id: str, *argv: str) -> tuple[int, str]:
         "-o",
         "Dpkg::Options::=--force-confold",
     )
-    # What we hold is ours to move or remove; a lower version still is refused.
     extra = {
-        "install": ("--no-install-recommends", "--allow-change-held-packages"),
+        "install": (*INSTALL, "--no-remove"),
         "purge": ("--allow-change-held-packages",),
     }.get(argv[0], ("-o", "Acquire::Retries=1"))
     process = subprocess.Popen(

@@ -44,20 +44,22 @@ class Service(Item):
 
     def apply(self, have: Have) -> None:
         unit = self.want["unit"]
-        state = units(unit)
-        if state.get("NeedDaemonReload") == "yes" or state.get("LoadState") == "not-found":
+        state, verb = units(unit), ""
+        if self.want["enabled"] is not None and have["enabled"] != self.want["enabled"]:
+            verb = "enable" if self.want["enabled"] else "disable"
+            done = run("systemctl", verb, unit)  # has systemd read its units anew, too
+        elif state.get("NeedDaemonReload") == "yes" or state.get("LoadState") == "not-found":
             must("systemd did not reload its units", "systemctl", "daemon-reload")
-            forget_observations()
+        forget_observations()
         if units(unit).get("LoadState") == "not-found":
             raise Failure(f"the target has no unit {unit}")
-        if self.want["enabled"] is not None and have["enabled"] != self.want["enabled"]:
-            must(f"{unit}", "systemctl", "enable" if self.want["enabled"] else "disable", unit)
-        forget_observations()
+        if verb and done.returncode:
+            raise Failure(f"systemctl {verb} {unit} failed", done.stdout + done.stderr)
         self.drive(unit, self.observe())
         self.journal.restarted(unit)
         changed_ids.difference_update(self.want["restart_on"], self.want["reload_on"])
         forget_observations()
-        if self.want["running"]:
+        if self.want["running"] and unit.endswith(".service"):  # a timer starts at once or not at all
             self.settle()
 
     def drive(self, unit: str, have: Have) -> None:
@@ -88,6 +90,8 @@ class Service(Item):
                     f"{self.want['unit']} ends as soon as it is started",
                     last_words(self.want["unit"]) + self.reasons(),
                 )
+            if state == "exited":  # one that does its work once, and has
+                break
             quiet = 0 if state in ("start", "start-pre", "start-post", "stop", "reload") else quiet + 1
             if quiet == 6:
                 break
