@@ -24,8 +24,8 @@ from invoke.tasks import task
 HERE = Path(__file__).parent
 BIN = shlex.quote(str(Path(sys.executable).parent))
 SOME_FAILED = 1  # pytest's exit status; 2 and more: it was interrupted or broke
-# Tests of boxes have deadlines, which more workers than cores would miss.
-WORKERS = min(max(os.cpu_count() or 2, 2), 4)
+# Tests of boxes wait a third of their time, so there is one worker more than cores; their deadlines bear no more.
+WORKERS = min((os.cpu_count() or 2) + 1, 4)
 
 # Folders of programs that those of others import from.
 SHARED = "files/collector:files/dashboard:files/install_elk"
@@ -183,6 +183,10 @@ def demo(
         raise Exit("demo --local: has no packages, so no Elasticsearch; leave --local or --stack out", code=2)
     try:
         if local or without_docker():
+            print(
+                "demo --local: there are no packets, no Apache and no login, and every line is made up.",
+                flush=True,
+            )
             shown = scene.local()
         else:
             with packages_of(stack) as settings:
@@ -231,9 +235,7 @@ def without_docker() -> bool:
     try:
         client()
     except BoxError as error:
-        print(
-            f"demo: --local, since {error}. There are no packets, no Apache, no login then, and every line is made up."
-        )
+        print(f"demo: --local, since {error}")
         return True
     return False
 

@@ -25,6 +25,8 @@ from tests.container import elastic as packages
 
 ROOT = Path(__file__).parents[2]
 RELEASES = os.environ.get("BOX_RELEASES", "trixie").split(",")
+# What takes longest comes first, so that no worker is left alone with it at the end.
+FIRST = ("doctor_elastic", "install_elk", "apache_proxy", "kibana", "doctor", "page", "doubles", "migrate")
 numbers = itertools.count(1)
 NewBox = Callable[..., Box]
 
@@ -40,6 +42,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if unfit and not packages.real(config):
         config.hook.pytest_deselected(items=unfit)
         items[:] = [item for item in items if item not in unfit]
+    items.sort(key=turn_of)
+
+
+def turn_of(item: pytest.Item) -> int:
+    """Units first, since they fail soonest; then boxes, as FIRST has them."""
+    if "container" not in item.path.parts:
+        return -1
+    name = item.path.stem.removeprefix("test_")
+    return FIRST.index(name) if name in FIRST else len(FIRST)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

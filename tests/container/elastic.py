@@ -87,7 +87,7 @@ def unfit(item: pytest.Item) -> bool:
 @contextmanager
 def turn() -> Iterator[None]:
     """Wait until there is memory for one more box with the stack: so many at a time, over all workers and checkouts."""
-    places = max(1, min(2, memory() // NEEDED))
+    places = max(1, min(3, memory() // NEEDED))
     for number in range(places):
         with Path(repository.cache() / f"box-{number}").open("w") as file:
             last = number == places - 1

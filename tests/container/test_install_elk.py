@@ -19,6 +19,7 @@ from box import Box, attack
 from tests.container import elastic as packages
 from tests.container.conftest import Fab, NewBox
 from tests.doubles import repository
+from tests.unit import mmdb
 
 FabCommand = Callable[..., Fab]
 SECRETS = "/var/lib/knockmap/secrets"
@@ -387,6 +388,37 @@ def test_pipeline_debug_shows_events_and_stores_nothing(
     assert count(box, 0) == stored
     assert fab(box, "pipeline-debug", "--lines", "0", **elastic).rc == 2
     assert shell(box, "find /tmp -name 'knockmap-*'") == ""
+
+
+def test_own_geoip_data_take_the_place_of_logstashs_and_go_with_the_setting(
+    fab: FabCommand, box: Box, elastic: dict[str, str], tmp_path: Path
+) -> None:
+    # Logstash takes nothing from a record without coordinates.
+    record = {
+        "country": {"iso_code": "AQ", "names": {"en": "Antarctica"}},
+        "location": {"latitude": -90.0, "longitude": 0.0},
+    }
+    mmdb.write(tmp_path / "own.mmdb", {"::/1": record}, kind="GeoLite2-City")
+    own = {
+        **elastic,
+        "KNOCKMAP_LOGSTASH_GEOIP": "own",
+        "KNOCKMAP_GEO_DATABASES": str(tmp_path / "own.mmdb"),
+    }
+    folder, stored = "/var/lib/knockmap/logstash-geo", count(box, 0)
+    done = fab(box, "install-elk", **own)
+    assert done.rc == 0 and "service:logstash.service" in done.out, done.out
+    assert ", 0 changed, 0 failed" in fab(box, "install-elk", **own).last
+    sent = attack(box, sources=5, count=20, rate=50)
+    assert count(box, stored + sent.v4 + sent.v6) == stored + sent.v4 + sent.v6
+    _, answer = call(
+        box,
+        "GET",
+        f"/{STREAM}/_count?q=source.geo.country_name:Antarctica%20AND%20destination.port:22",
+        auth="reader",
+    )
+    assert answer["count"] == sent.v4 + sent.v6
+    assert fab(box, "install-elk", **elastic).rc == 0
+    assert shell(box, f"ls {folder} 2>/dev/null || true") == ""
 
 
 def test_ships_to_a_cluster_elsewhere_with_logstash_alone(
