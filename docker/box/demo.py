@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import history, machine, state
+from . import history, kernel, machine, state
 from .attack import attack
 from .images import BoxError
 
@@ -72,9 +72,12 @@ def with_docker(release: str | None, stack: str = "embedded", **settings: str) -
     lines, folder = PASTS[stack]
     progress(f"A past of {PAST_HOURS} hours: {lines} made-up log lines, which come to the map as others do")
     bring_past(lines, folder)
-    progress("Real SYNs from addresses all over the world, through the VPS's own netfilter")
-    attack(machine.find(NAME), sources=80, count=240, rate=80)
-    keep_attacking()
+    if machine.find(NAME).kernel_log:
+        progress("Real SYNs from addresses all over the world, through the VPS's own netfilter")
+        attack(machine.find(NAME), sources=80, count=240, rate=80)
+        keep_attacking()
+    else:
+        progress(f"No live SYNs, the past alone. {kernel.WITHHELD}")
     progress("Who may see the page")
     found = json.loads(fab("credentials", "--json"))
     user = found["users"][0]

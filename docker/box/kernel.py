@@ -19,6 +19,7 @@ OPEN: dict[str, Any] = {
     "security_opt": ["apparmor=unconfined"],
 }
 # What it was is a label of this volume: the boxes of all checkouts share one kernel, and one engine.
+WITHHELD = "This host's kernel keeps LOG lines of containers to itself (net.netfilter.nf_log_all_netns): none will show."
 RECORD, BEFORE = "knockmap-kernel", "knockmap.nf_log_all_netns"
 
 

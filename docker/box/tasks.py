@@ -10,7 +10,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-from . import machine, state
+from . import kernel, machine, state
 from .attack import Attack
 from .attack import attack as send
 from .images import BoxError
@@ -34,9 +34,7 @@ def up(
         raise Exit(f"box.up: {error}", code=1) from None
     print(f"{box.name}: {box.release} at {box.address} (ports {', '.join(map(str, state.PORTS))})")
     if not box.kernel_log:
-        print(
-            "  This host's kernel keeps LOG lines of containers to itself (net.netfilter.nf_log_all_netns): none will show."
-        )
+        print(f"  {kernel.WITHHELD}")
     config = os.path.relpath(state.SSH_CONFIG)
     print(f"  fab -S {config} -H {box.name} deploy\n  ssh -F {config} {box.name}")
 

@@ -99,6 +99,8 @@ class Collector:
         positions = self.db.execute("SELECT id, first, offset, tail FROM position")
         self.files = LogFiles(options.log, [Position(*row) for row in positions])
         self.next_retention = 0.0
+        # Noted by a collector that ended meanwhile, it is ours to take back.
+        self.paused = bool(self.db.execute("SELECT 1 FROM meta WHERE key = 'paused'").fetchone())
         self.geo = self.note_atlas()
 
     # --- the log ---------------------------------------------------------------------------------------------
@@ -109,6 +111,8 @@ class Collector:
             self.atlas = Atlas(self.options.geo)
             self.forget_ids()
             self.geo = self.note_atlas()
+        if self.paused:
+            self.wait_for_room()
         taken = 0
         for path in self.files.unread():
             chunks = self.files.chunks(path)
@@ -301,20 +305,20 @@ class Collector:
 
     def wait_for_room(self) -> None:
         """Pause while the disk is nearly full: what we do not take now is still in the log."""
-        paused = False
         while free_bytes(self.options.db) < self.options.free_bytes:
-            if not paused:
-                paused = True
+            if not self.paused:
                 print(
                     f"paused: less than {self.options.free_bytes >> 20} MiB free for {self.options.db}",
                     flush=True,
                 )
                 self.note("paused", int(time.time()))
+                self.paused = True
             self.retain()
             time.sleep(0.5)
-        if paused:
+        if self.paused:
             print("going on: there is room again", flush=True)
             self.db.execute("DELETE FROM meta WHERE key = 'paused'")
+            self.paused = False
 
     def retain(self) -> None:
         """Forget what is too old, and the oldest while the database is too large."""
@@ -333,7 +337,7 @@ class Collector:
         self.db.execute(
             "DELETE FROM position WHERE id <= (SELECT max(id) FROM position) - ?", (KEPT_POSITIONS,)
         )
-        self.db.execute("PRAGMA incremental_vacuum")
+        self.db.executescript("PRAGMA incremental_vacuum")  # execute() would free a single page
 
     def used_bytes(self) -> int:
         pages, free, size = (

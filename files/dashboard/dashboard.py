@@ -275,6 +275,11 @@ class Dashboard:
                 start, "429 Too Many Requests", str(error) or "too many requests at once; wait a few seconds"
             )
         except sqlite3.OperationalError as error:
+            if "interrupted" in str(error):
+                reason = (
+                    f"the answer takes longer than {SECONDS:.0f} s; choose a shorter span or fewer filters"
+                )
+                return refuse(start, "422 Unprocessable Content", reason)
             return refuse(start, "503 Service Unavailable", why(error))
         except sqlite3.DatabaseError as error:
             return refuse(
@@ -479,8 +484,6 @@ def refuse(start: StartResponse, status: str, reason: str) -> list[bytes]:
 
 
 def why(error: sqlite3.OperationalError) -> str:
-    if "interrupted" in str(error):
-        return f"the answer takes longer than {SECONDS:.0f} s; choose a shorter span or fewer filters"
     if "unable to open" in str(error):
         return "the collector has no database yet: is it running? `fab -H … doctor` tells"
     return f"the database does not answer ({error}): `fab -H … doctor` tells why"

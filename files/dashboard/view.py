@@ -79,12 +79,16 @@ class View:
         of_country: dict[str, int] = {}
         for country, *_, count in places:
             of_country[country] = of_country.get(country, 0) + count
-        first = self.db.execute("SELECT min(ts) FROM event").fetchone()[0]
+        # Two queries: each by itself SQLite takes from an end of the index.
+        first, last = self.db.execute(
+            "SELECT (SELECT min(ts) FROM event), (SELECT max(ts) FROM event)"
+        ).fetchone()
         step = self.step(first)
         return {
             "since": self.query.since,
             "until": self.query.until,
             "first": first,
+            "last": last,
             "total": sum(of_country.values()),
             "sources": self.rows("SELECT count(DISTINCT source) FROM tally")[0][0],
             "countries": [

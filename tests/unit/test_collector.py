@@ -375,6 +375,23 @@ def test_pauses_before_the_disk_is_full_and_goes_on_by_itself(bench: Bench) -> N
     assert taken == [10]
 
 
+def test_a_pause_that_a_former_collector_noted_ends_with_its_cause(bench: Bench) -> None:
+    bench.collector.note("paused", 1)
+    bench.again(free_bytes=0)
+    bench.collector.step()
+    assert bench.one("SELECT count(*) FROM meta WHERE key = 'paused'") == 0
+
+
+def test_what_is_forgotten_is_given_back_to_the_disk(bench: Bench) -> None:
+    for age in range(10, 0, -1):
+        bench.write(made(2000, seed=age, start=int(time.time()) - age * 86400))
+    bench.collector.step()
+    bench.again(retention_days=2)
+    bench.collector.retain()
+    free, pages = (bench.one(f"PRAGMA {name}") for name in ("freelist_count", "page_count"))
+    assert free == 0 and pages < 200
+
+
 @pytest.mark.parametrize(
     ("record", "place"),
     [

@@ -1,6 +1,6 @@
 // Map, pie and timeline. They are canvases; every number of theirs also stands in a table (panels.js).
 /* global echarts */
-import {filter, setSpan, state} from './state.js';
+import {filter, now, setSpan, state} from './state.js';
 import {country, lasting, number, place, when, zone} from './format.js';
 
 const $ = id => document.getElementById(id);
@@ -32,6 +32,11 @@ const unproject = ([x, y]) => {
 };
 
 export const charts = {};
+export const countries = () => [...onMap].filter(code => /^[A-Z]{2}$/.test(code));
+// A finger that moves over the bars scrolls the page; it taps a bar to zoom in.
+const coarse = matchMedia('(pointer: coarse)');
+export const dragHint = () => coarse.matches ? 'tap a bar to zoom in' : 'drag over bars to zoom in';
+const NARROW = 8;  // pixels: less is a click that slipped
 let zoom = 1, onMap = new Set(), fresh = [], shown = null;
 
 export async function start() {
@@ -50,7 +55,8 @@ export async function start() {
   charts.timeline.on('brushEnd', ({areas}) => {
     const [from, to] = areas[0]?.coordRange ?? [];
     charts.timeline.dispatchAction({type: 'brush', areas: []});
-    if (to - from > 1000) setSpan(from / 1000, to / 1000);
+    const wide = from && charts.timeline.convertToPixel({xAxisIndex: 0}, to) - charts.timeline.convertToPixel({xAxisIndex: 0}, from);
+    if (wide >= NARROW && to - from > 1000) setSpan(from / 1000, to / 1000);
   });
   charts.timeline.on('click', ({data}) => data && setSpan(data.value[0] / 1000, data.value[0] / 1000 + shown.step));
   // A chart fills its box, whatever its neighbours do.
@@ -158,16 +164,18 @@ export function bars({since, until, first, step, series}) {
 }
 
 function drawTimeline(view, common) {
-  const data = bars(view).map(([t, count]) => ({value: [t * 1000, count]})), s = size();
+  // The bar that time has not filled yet is a pale one.
+  const unfinished = t => t + view.step > Math.min(view.until, now());
+  const data = bars(view).map(([t, count]) => ({value: [t * 1000, count], itemStyle: unfinished(t) ? {opacity: 0.5} : {}})), s = size();
   charts.timeline.setOption({
     ...common,
     tooltip: {...tooltip(), trigger: 'axis', axisPointer: {type: 'shadow', shadowStyle: {color: colour('--accent'), opacity: 0.12}},
       formatter: ([bar]) => bar ? `${when(bar.value[0] / 1000)} ${zone()}\n${lasting(view.step)}: ${number(bar.value[1])} SYNs` : ''},
     grid: {left: 6, right: 14, top: 10, bottom: 4, containLabel: true}, toolbox: {show: false},
     brush: {toolbox: [], xAxisIndex: 0, brushStyle: {color: colour('--accent'), opacity: 0.18, borderColor: colour('--accent')}},
-    xAxis: {type: 'time', min: data.length ? data[0].value[0] : null, max: view.until * 1000, axisLine: {lineStyle: {color: colour('--line')}}, axisTick: {show: false}, splitLine: {show: false}, axisLabel: {color: colour('--dim'), fontSize: s * 0.82, hideOverlap: true}},
+    xAxis: {type: 'time', min: data.length ? data[0].value[0] : null, max: view.until * 1000, axisLine: {lineStyle: {color: colour('--line')}}, axisTick: {show: false}, splitLine: {show: false}, axisLabel: {color: colour('--dim'), fontSize: s * 0.82, hideOverlap: true, formatter: {month: '{MMM}', day: '{d} {MMM}'}}},
     yAxis: {type: 'value', minInterval: 1, splitNumber: 3, splitLine: {lineStyle: {color: colour('--line')}}, axisLabel: {color: colour('--dim'), fontSize: s * 0.82, formatter: number}},
     series: [{type: 'bar', data, barWidth: `${Math.max(1, 0.8 * (charts.timeline.getWidth() - 70) / Math.max(1, data.length))}`, itemStyle: {color: colour('--bar'), borderRadius: [2, 2, 0, 0]}, cursor: 'crosshair'}],
   }, {replaceMerge: ['series']});
-  charts.timeline.dispatchAction({type: 'takeGlobalCursor', key: 'brush', brushOption: {brushType: 'lineX', brushMode: 'single'}});
+  if (!coarse.matches) charts.timeline.dispatchAction({type: 'takeGlobalCursor', key: 'brush', brushOption: {brushType: 'lineX', brushMode: 'single'}});
 }

@@ -1,5 +1,5 @@
 // Numbers, times and names as they are shown.
-import {state} from './state.js';
+import {now, state} from './state.js';
 
 export const number = n => n.toLocaleString('en').replaceAll(',', '\u202f');
 export const percent = (part, whole) => whole ? `${(100 * part / whole).toFixed(1)} %` : '–';
@@ -14,6 +14,16 @@ const parts = {year: 'numeric', month: '2-digit', day: '2-digit', hour: '2-digit
 const formats = {true: new Intl.DateTimeFormat('sv', {...parts, timeZone: 'UTC'}), false: new Intl.DateTimeFormat('sv', parts)};
 export const when = t => formats[state.utc].format(t * 1000);
 export const minute = t => when(t).slice(0, 16);
+const short = {day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit', hourCycle: 'h23'};
+const shorts = [short, {...short, year: 'numeric'}, {hour: '2-digit', minute: '2-digit', hourCycle: 'h23'}].map(parts => ({true: new Intl.DateTimeFormat('en-GB', {...parts, timeZone: 'UTC'}), false: new Intl.DateTimeFormat('en-GB', parts)}));
+// From when to when, as short as it is clear: "23 Nov, 21:49 – 24 Nov, 21:49".
+export function stretch(from, to) {
+  const [plain, year, time] = shorts.map(format => format[state.utc]);
+  const [a, b] = [when(from), when(to)], kind = a.slice(0, 4) === b.slice(0, 4) && a.slice(0, 4) === when(now()).slice(0, 4) ? plain : year;
+  return `${kind.format(from * 1000)} – ${(a.slice(0, 10) === b.slice(0, 10) ? time : kind).format(to * 1000)}`;
+}
+const named = new Intl.DateTimeFormat('en', {timeZoneName: 'short'});
+export const zoneShort = () => state.utc ? 'UTC' : named.formatToParts().find(({type}) => type === 'timeZoneName').value;
 export const zone = () => state.utc ? 'UTC' : Intl.DateTimeFormat().resolvedOptions().timeZone;
 // For <input type=datetime-local>, and back.
 export const local = t => when(t).replace(' ', 'T');

@@ -1,6 +1,6 @@
 // Loads what the URL asks for, draws it, and looks for new events.
-import {PRESETS, filter, onChange, parameters, setRange, setSpan, setZone, span, state, unfilter} from './state.js';
-import {country, epoch, lasting, local, minute, number, when, zone} from './format.js';
+import {PRESETS, filter, now, onChange, parameters, setClock, setRange, setSpan, setZone, span, state, unfilter} from './state.js';
+import {country, epoch, lasting, local, minute, number, stretch, when, zone, zoneShort} from './format.js';
 import * as charts from './charts.js';
 import * as panels from './panels.js';
 import {picture} from './picture.js';
@@ -20,6 +20,7 @@ async function ask(name, asked, signal) {
     if (error.name === 'AbortError') throw error;
     throw new Error('This machine does not answer. Is the network there, and Apache running?', {cause: 'fab -H vps doctor'});
   }
+  if (setClock(Date.parse(response.headers.get('date')) / 1000)) stale = true;
   if (response.ok) return response.json();
   let reason = `${response.status} ${response.statusText}`;
   try { reason = (await response.json()).error ?? reason; } catch { /* Apache's own words */ }
@@ -43,12 +44,13 @@ async function load() {
     charts.draw(view);
     describe();
     if (!PUBLIC && !lines.before) await loadLines(turn.signal);
-    $('updated').textContent = `Updated ${when(Date.now() / 1000).slice(11)} (${zone()})`;
+    $('updated').textContent = `Updated ${when(now()).slice(11)} (${zone()})`;
   } catch (error) {
     if (error.name === 'AbortError') return;
     took = performance.now() - began;
     trouble = error;
   }
+  document.body.classList.remove('busy');
   loadedAt = Date.now();
   tell();
 }
@@ -73,14 +75,14 @@ async function page(before) {
 
 function describe() {
   const bar = lasting(view.step), limit = view.places.length;
-  $('timeline-note').textContent = `a bar is ${bar}; drag over bars to zoom in`;
+  $('timeline-note').textContent = `a bar is ${bar}; ${charts.dragHint()}`;
   $('map-note').textContent = limit ? `${number(limit)} places` : '';
   const none = !view.total;
   $('empty').hidden = !none;
   if (none) {
-    const [text, next] = view.first === null ? ['No SYN was seen yet.', ['Is TCP 22 reachable from outside? ', panels.element('code', {}, 'fab -H vps doctor'), ' tells.']]
+    const [text, next] = view.first === null ? ['No SYN was seen yet.', PUBLIC ? [] : ['Is TCP 22 reachable from outside? ', panels.element('code', {}, 'fab -H vps doctor'), ' tells.']]
       : state.where.size ? ['Nothing matches these filters in this span.', ['Remove a filter, or choose a longer span.']]
-        : ['No SYN in this span.', [`The newest one stored may be older; the first is of ${minute(view.first)}.`]];
+        : ['No SYN in this span.', [`The newest one stored is of ${minute(view.last)}. `, panels.element('button', {type: 'button', onclick: () => setSpan(view.last - 86400, view.last + 1)}, 'Show the day before it')]];
     $('empty').replaceChildren(panels.element('b', {}, text), panels.element('span', {}, ...next));
   }
 }
@@ -89,13 +91,17 @@ function describe() {
 function tell() {
   const found = [];
   const wrong = silence ?? trouble;
-  if (wrong) found.push([wrong.message, wrong.cause, load]);
+  if (wrong) found.push([wrong.message, PUBLIC ? null : wrong.cause, load]);
   if (chain?.paused) found.push(['The disk is nearly full: the collector waits, and goes on by itself once there is room. Nothing is lost that the log still holds.', 'df -h /var']);
   if (chain?.log_error) found.push([`The log cannot be read: ${chain.log_error}.`, 'fab -H vps doctor']);
-  if (chain?.unread > 0 && Date.now() / 1000 - chain.log_changed > 15) found.push(['The log has lines that are not stored: the collector is behind, or does not run.', 'fab -H vps doctor']);
+  if (chain?.waiting > 15) found.push(['The log has lines that are not stored: the collector is behind, or does not run.', 'fab -H vps doctor']);
   if (chain && !chain.geo.built) found.push(['There is no GeoIP data on this machine, so no country is known: see the setting geo_source.']);
   panels.notices(found);
 }
+
+// What the filters leave of a new event, as far as it says that itself: a TTL, say, it does not.
+const OF_EVENT = {country: event => event.country, city: event => `${event.country}/${event.city}`, network: event => event.network, address: event => event.address, family: event => event.network.includes(':') ? '6' : '4'};
+const inView = event => state.range && [...state.where].every(([name, value]) => OF_EVENT[name]?.(event) === value);
 
 async function look() {
   try {
@@ -103,7 +109,7 @@ async function look() {
     chain = found.chain;
     panels.health(found);
     if (silence) { silence = null; stale = true; }
-    if (last && found.last !== last) { stale = true; charts.pulse(found.events); }
+    if (last && found.last !== last) { stale = true; charts.pulse(found.events.filter(inView)); }
     last = found.last;
     // A span that takes long to answer is asked for less often.
     const due = Date.now() - loadedAt > 4 * took;
@@ -123,7 +129,8 @@ async function live() {
 function label() {
   const preset = PRESETS.find(([range]) => range === state.range);
   const relative = /^(\d+)([mhdw])$/.exec(state.range), units = {m: 'minutes', h: 'hours', d: 'days', w: 'weeks'};
-  $('range-label').textContent = preset ? preset[1] : relative ? `Last ${relative[1]} ${units[relative[2]]}` : `${minute(state.from)} – ${minute(state.to)} ${state.utc ? 'UTC' : ''}`;
+  $('range-label').textContent = preset ? preset[1] : relative ? `Last ${relative[1]} ${units[relative[2]]}` : stretch(state.from, state.to);
+  $('range-zone').textContent = zoneShort();
   for (const choice of $('presets').children) choice.setAttribute('aria-pressed', choice.dataset.range === state.range);
   const [from, to] = span();
   $('from').value = local(state.range === 'all' ? view?.first ?? to - 86400 : from);
@@ -135,10 +142,12 @@ function label() {
   for (const kind of ['csv', 'ndjson']) $(`export-${kind}`).href = `api/export?${parameters()}&format=${kind}`;
 }
 
-function changed() {
+async function changed() {
   lines = {before: '', next: null, shown: []};
   label();
-  return load();
+  document.body.classList.add('busy');
+  await load();
+  if (view && !trouble) $('said').textContent = `${number(view.total)} SYNs from ${number(view.sources)} addresses`;
 }
 
 function controls() {
@@ -156,7 +165,7 @@ function controls() {
     if (!problem) { setSpan(from, to); $('picker').open = false; }
   };
   $('zone').onchange = () => setZone($('zone').value === 'utc');
-  $('wider').onclick = () => { const [from, to] = span(), half = (to - from) / 2; setSpan(Math.max(0, from - half), Math.min(to + half, Date.now() / 1000 + 1)); };
+  $('wider').onclick = () => { const [from, to] = span(), half = (to - from) / 2; setSpan(Math.max(0, from - half), Math.min(to + half, now() + 1)); };
   $('live').onclick = () => {
     paused = !paused;
     $('live').setAttribute('aria-pressed', !paused);
@@ -186,7 +195,7 @@ function controls() {
 }
 
 function search(text) {
-  const known = (view?.countries ?? []).map(({code, name}) => [code, name.toLowerCase()]);
+  const known = charts.countries().map(code => [code, country(code).toLowerCase()]);
   const wanted = text.toLowerCase(), code = known.find(([code, name]) => name === wanted || code.toLowerCase() === wanted)?.[0];
   $('search-problem').textContent = '';
   if (!text) return;
@@ -194,20 +203,21 @@ function search(text) {
   else if (/^\d{1,3}(\.\d{1,3}){3}$|^[0-9a-f]*:[0-9a-f:.]*$/i.test(text)) filter('address', text);
   else if (code !== undefined && code !== '') filter('country', code);
   else if (/^[a-z]{2}$/i.test(text)) filter('country', text.toUpperCase());
-  else { $('search-problem').textContent = 'That is no address, no /24 or /48 network, and no country of this view.'; return; }
+  else { $('search-problem').textContent = 'That is no address, no /24 or /48 network, and no country.'; return; }
   $('q').value = '';
 }
 
 async function start() {
   if (PUBLIC) document.body.classList.add('public');
   if (PUBLIC) $('export-csv').hidden = $('export-ndjson').hidden = true;
+  if (PUBLIC) $('q').placeholder = 'Network or country';
   $('host').textContent = location.hostname;
   controls();
   label();
   try { await charts.start(); } catch (error) { trouble = error; tell(); }
   onChange(changed);
   await load();
-  $('known').replaceChildren(...(view?.countries ?? []).map(({code}) => panels.element('option', {value: country(code)})));
+  $('known').replaceChildren(...charts.countries().map(country).sort().map(value => panels.element('option', {value})));
   live();
 }
 

@@ -1,13 +1,14 @@
 // Figures and tables: what the charts say, in numbers and in words, each of them a filter.
-import {filter, setSpan, state} from './state.js';
-import {country, lasting, minute, number, percent, place, when, zone} from './format.js';
+import {filter, now, setRange, setSpan, state} from './state.js';
+import {country, lasting, minute, number, percent, place, stretch, when, zone} from './format.js';
 import {bars} from './charts.js';
 
 const $ = id => document.getElementById(id);
 
 export function element(tag, options = {}, ...children) {
-  const {part, ...properties} = options;
+  const {part, key, ...properties} = options;
   const made = Object.assign(document.createElement(tag), properties);
+  if (key !== undefined) made.dataset.key = key;
   if (part !== undefined) made.style.setProperty('--part', part);
   made.append(...children.filter(child => child !== null && child !== undefined));
   return made;
@@ -19,12 +20,41 @@ const button = (text, onclick, label) => {
 };
 export const link = (name, value, text) => button(text, () => filter(name, value), `${text}: show only these`);
 
+// Makes `old` what `made` is. Nodes that are equal stay, so that focus, a selection and a click under way outlive an update.
+function become(old, made) {
+  if (old.isEqualNode(made)) return;
+  if (old.nodeName !== made.nodeName || old.nodeName === 'BUTTON' || old.nodeType !== Node.ELEMENT_NODE || old.childNodes.length !== made.childNodes.length) { old.replaceWith(made); return; }
+  old.className = made.className;
+  old.style.cssText = made.style.cssText;
+  const children = [...made.childNodes];
+  [...old.childNodes].forEach((child, i) => become(child, children[i]));
+}
+
+// The rows of a table, each known by its key or by what it says first.
+function redraw(id, head, rows) {
+  const table = $(id), key = row => row.dataset.key ?? row.querySelector('button')?.getAttribute('aria-label') ?? row.textContent;
+  if (!table.tBodies.length) table.append(element('thead', {}, head), element('tbody'));
+  else become(table.tHead.rows[0], head);
+  const body = table.tBodies[0], focused = document.activeElement;
+  const known = new Map([...body.rows].map(row => [key(row), row]));
+  let at = body.firstChild;
+  for (const made of rows) {
+    const old = known.get(key(made)), row = old?.cells.length === made.cells.length ? old : made;
+    known.delete(key(made));
+    if (row === old) become(old, made);
+    if (row === at) at = at.nextSibling;
+    else body.insertBefore(row, at);
+  }
+  while (at) { const next = at.nextSibling; at.remove(); at = next; }
+  if (focused !== document.activeElement && body.contains(focused)) focused.focus({preventScroll: true});
+}
+
 // heads: [text, class]; a row is a list of cells, each a text or an element.
 export function table(id, heads, rows, nothing = 'none in this span') {
   const head = element('tr', {}, ...heads.map(([text, kind]) => element('th', {scope: 'col', className: kind ?? ''}, text)));
   const body = rows.map(cells => element('tr', {}, ...cells.map((cell, i) => cell instanceof HTMLTableCellElement ? cell : element('td', {className: heads[i][1] ?? ''}, cell))));
   if (!rows.length) body.push(element('tr', {}, element('td', {colSpan: heads.length, className: 'hint'}, nothing)));
-  $(id).replaceChildren(element('thead', {}, head), element('tbody', {}, ...body));
+  redraw(id, head, body);
 }
 const meter = (part, ...children) => element('td', {className: 'wide meter', part}, ...children);
 
@@ -35,7 +65,8 @@ export function figures(view) {
   $('country-count').textContent = number(view.countries.filter(({code}) => code).length);
   const rate = view.total / Math.max(hours, 1 / 60);
   $('rate').textContent = number(rate < 10 ? Math.round(rate * 10) / 10 : Math.round(rate));
-  $('new-sources').textContent = percent(view.seen.new.sources, view.sources);
+  $('new-sources').textContent = number(view.seen.new.sources);
+  $('new-part').textContent = `new addresses, ${percent(view.seen.new.sources, view.sources)}`;
   document.title = `(${number(view.total)}) knockmap · ${location.hostname}`;
 }
 
@@ -85,12 +116,12 @@ export function logLines(lines, fresh = new Set()) {
   const rows = lines.flatMap(line => {
     const kind = fresh.has(line.id) ? ' fresh' : '';
     return [
-      element('tr', {className: `event${kind}`}, element('td', {className: 'time'}, when(line.ts)), element('td', {}, link('address', line.address, line.address)), element('td', {}, link('country', line.country, place(line.city, line.country)))),
-      element('tr', {className: `text${kind}`}, element('td', {colSpan: 3, className: 'raw'}, line.text)),
+      element('tr', {className: `event${kind}`, key: `event ${line.id}`}, element('td', {className: 'time'}, when(line.ts)), element('td', {}, link('address', line.address, line.address)), element('td', {}, link('country', line.country, place(line.city, line.country)))),
+      element('tr', {className: `text${kind}`, key: `text ${line.id}`}, element('td', {colSpan: 3, className: 'raw'}, line.text)),
     ];
   });
   if (!lines.length) rows.push(element('tr', {}, element('td', {colSpan: 3, className: 'hint'}, 'none in this span')));
-  $('line-table').replaceChildren(element('thead', {}, head), element('tbody', {}, ...rows));
+  redraw('line-table', head, rows);
 }
 
 export function unparsedLines(found) {
@@ -103,7 +134,7 @@ export function health({chain}) {
   const rows = [['Log', error ? error : unread ? `${number(unread)} bytes not read yet` : 'all read']];
   rows.push(['Unparsed lines', number(unparsed)]);
   if (limit) rows.push(['SYNs the kernel saw', number(limit.seen)], ['over the log limit', `${number(limit.over_limit)} (${percent(limit.over_limit, limit.seen)})`], ['counted at', minute(limit.at)]);
-  rows.push(['GeoIP data', geo.built ? `${lasting(Math.max(0, Date.now() / 1000 - geo.built))} old` : 'none']);
+  rows.push(['GeoIP data', geo.built ? `${lasting(Math.max(0, now() - geo.built))} old` : 'none']);
   $('health').replaceChildren(...rows.flatMap(([term, text]) => [element('dt', {}, term), element('dd', {}, text)]));
   $('credit').hidden = !/dbip|city ipv/i.test(geo.kinds);
 }
@@ -127,6 +158,11 @@ export function chips(unfilter) {
     chip.setAttribute('aria-label', `${NAMES[name]} ${text}: remove this filter`);
     return element('li', {}, chip);
   });
-  if (made.length > 1) made.push(element('li', {}, button('Remove all', () => unfilter())));
+  if (!state.range) {
+    const text = stretch(state.from, state.to), chip = element('button', {type: 'button', onclick: () => setRange('24h')}, element('span', {}, 'time '), text, ' ✕');
+    chip.setAttribute('aria-label', `time ${text}: remove this filter`);
+    made.push(element('li', {}, chip));
+  }
+  if (state.where.size > 1) made.push(element('li', {}, button('Remove all', () => unfilter())));
   $('chips').replaceChildren(...made);
 }

@@ -3,6 +3,18 @@
 export const PRESETS = [['15m', 'Last 15 minutes'], ['1h', 'Last hour'], ['6h', 'Last 6 hours'], ['24h', 'Last 24 hours'], ['7d', 'Last 7 days'],
   ['30d', 'Last 30 days'], ['90d', 'Last 90 days'], ['365d', 'Last year'], ['all', 'All']];
 export const FILTERS = ['country', 'city', 'network', 'address', 'family', 'seen', 'ttl', 'window', 'port'];
+
+// Spans end at the server's present: this machine's clock may be off.
+let ahead = 0;  // seconds
+export const now = () => Date.now() / 1000 + ahead;
+// Takes the time of an answer; true if the clocks are found to differ by more than its rounding and the way here.
+export function setClock(server) {
+  const found = server - Date.now() / 1000;
+  if (!(Math.abs(found - ahead) > 3)) return false;
+  ahead = Math.abs(found) > 3 ? found : 0;
+  return true;
+}
+
 const SECONDS = {m: 60, h: 3600, d: 86400, w: 7 * 86400};
 const LONGEST = 3660 * 86400;
 
@@ -52,7 +64,7 @@ export function seconds(range) {
 // The span in epoch seconds. The second that goes on now is part of it.
 export function span() {
   if (!state.range) return [state.from, state.to];
-  const until = Math.floor(Date.now() / 1000) + 1;
+  const until = Math.floor(now()) + 1;
   return [state.range === 'all' ? until - LONGEST : until - seconds(state.range), until];
 }
 
