@@ -227,7 +227,8 @@ def keys(target: Target) -> Link:
     tried = {
         "reader_key": "doctor, scanners and export",
         "writer_key": "Logstash",
-        "elastic_password": "the watch on the size of the events",
+        "keeper_key": "the watch on the size of the events",
+        "elastic_password": "a deploy",
     }
     if "kibana" in target.tasks:
         tried |= {"kibana_token": "Kibana"}

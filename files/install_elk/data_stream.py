@@ -6,6 +6,7 @@ check     succeed if our template rules the data stream, and one that is there h
 follow    make it so: a new index where the fields differ, the retention where that does
 roll      begin a new index; the former ones stay as they are
 trim MB   keep it within that size: delete the oldest index, and begin a new one in time. By age, Elasticsearch itself deletes.
+          The timer's part: by a key that can do no more than that.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def wanted() -> Any:
     return answer["template"]["mappings"].get("properties")
 
 
-def stream() -> Any:
+def stream(auth: str = "elastic") -> Any:
     """What Elasticsearch says of the data stream; {} where there is none yet."""
-    status, answer = call("GET", f"/_data_stream/{DATA_STREAM}")
+    status, answer = call("GET", f"/_data_stream/{DATA_STREAM}", auth=auth)
     if status not in (200, 404):
         raise SystemExit(f"{DATA_STREAM} cannot be looked at ({status}): {reason(answer)}")
     return answer["data_streams"][0] if status == 200 and answer["data_streams"] else {}
@@ -100,18 +101,18 @@ def follow() -> None:
             raise SystemExit(f"the retention of {DATA_STREAM} was not set ({status}): {reason(answer)}")
 
 
-def roll() -> None:
-    status, answer = call("POST", f"/{DATA_STREAM}/_rollover")
+def roll(auth: str = "elastic") -> None:
+    status, answer = call("POST", f"/{DATA_STREAM}/_rollover", auth=auth)
     if status != 200:
         raise SystemExit(f"{DATA_STREAM} was not rolled over ({status}): {reason(answer)}")
 
 
 def sizes() -> list[tuple[str, int]]:
     """The indices of the data stream with their bytes, oldest first; none where there is no data stream yet."""
-    names = [index["index_name"] for index in stream().get("indices", [])]
+    names = [index["index_name"] for index in stream("keeper").get("indices", [])]
     if not names:
         return []
-    status, answer = call("GET", f"/{DATA_STREAM}/_stats/store")
+    status, answer = call("GET", f"/{DATA_STREAM}/_stats/store", auth="keeper")
     if status != 200:
         raise SystemExit(f"the size of {DATA_STREAM} cannot be looked at ({status}): {reason(answer)}")
     return [(name, answer["indices"][name]["total"]["store"]["size_in_bytes"]) for name in names]
@@ -132,13 +133,13 @@ def surplus(indices: list[tuple[str, int]], limit: int) -> list[str]:
 def trim(limit: int) -> None:
     indices = sizes()
     for name in surplus(indices, limit):
-        status, answer = call("DELETE", f"/{name}")
+        status, answer = call("DELETE", f"/{name}", auth="keeper")
         if status != 200:
             raise SystemExit(f"{name} was not deleted ({status}): {reason(answer)}")
         print(f"{name} was deleted: the events took more than {limit >> 20} MB")
     # What can be deleted is a whole index, so none may grow beyond a quarter.
     if indices and indices[-1][1] > limit // 4:
-        roll()
+        roll("keeper")
 
 
 def main() -> None:

@@ -67,10 +67,10 @@ def bearer(token: str) -> str:
 
 
 def authorization(auth: str) -> str:
-    """`elastic`, `reader` and `writer` stand for what the secrets hold; anything else is the header itself."""
+    """`elastic`, `reader`, `writer` and `keeper` stand for what the secrets hold; anything else is the header itself."""
     if auth == "elastic":
         return basic("elastic", secret("elastic_password"))
-    if auth in ("reader", "writer"):
+    if auth in ("reader", "writer", "keeper"):
         return api_key(secret(f"{auth}_key"))
     return auth
 

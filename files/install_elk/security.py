@@ -42,7 +42,9 @@ READER = {
     "cluster": ["monitor"],
     "indices": [{"names": [DATA_STREAMS], "privileges": ["read", "view_index_metadata"]}],
 }
-KEYS: dict[str, dict[str, Any]] = {"writer_key": WRITER, "reader_key": READER}
+# The watch on the size: it looks, deletes indices and begins new ones, and sees no event.
+KEEPER = {"cluster": [], "indices": [{"names": [DATA_STREAM], "privileges": ["manage"]}]}
+KEYS: dict[str, dict[str, Any]] = {"writer_key": WRITER, "reader_key": READER, "keeper_key": KEEPER}
 
 
 def key_name(name: str) -> str:

@@ -232,6 +232,26 @@ def test_the_reader_can_read_and_nothing_else(box: Box) -> None:
         assert call(box, method, path, auth="reader")[0] == 403
 
 
+def test_files_are_mapped_only_where_the_host_allows_it(box: Box) -> None:
+    """A container's vm.max_map_count is its host's, and not ours to set."""
+    allowed = int(shell(box, "cat /proc/sys/vm/max_map_count")) >= 262144
+    (node,) = call(box, "GET", "/_nodes/_local/settings")[1]["nodes"].values()
+    assert node["settings"]["node"].get("store", {}) == ({} if allowed else {"allow_mmap": "false"})
+
+
+def test_the_keeper_can_make_room_and_sees_no_event(box: Box) -> None:
+    """What it can do, the test of the oldest index shows."""
+    assert call(box, "GET", f"/{STREAM}/_search", auth="keeper")[0] == 403
+    assert bulk(box, STREAM, "keeper") == 403
+    for method, path in (
+        ("GET", "/.security/_search"),
+        ("PUT", "/logs-other"),
+        ("GET", "/_security/user"),
+        ("PUT", "/_cluster/settings"),
+    ):
+        assert call(box, method, path, {}, auth="keeper")[0] in (400, 403), (method, path)
+
+
 def test_without_a_login_nothing_is_answered(box: Box) -> None:
     assert call(box, "GET", "/", auth="none")[0] == 401
     assert box.run(["curl", "-s", "http://127.0.0.1:9200/"])[0] != 0
@@ -240,7 +260,7 @@ def test_without_a_login_nothing_is_answered(box: Box) -> None:
 def test_secrets_stand_in_their_root_only_places_and_nowhere_else(box: Box) -> None:
     assert shell(box, f"stat -c '%U %a' {SECRETS}").split() == ["root", "700"]
     found = secrets(box)
-    assert set(found) == {"elastic_password", "writer_key", "reader_key"}
+    assert set(found) == {"elastic_password", "writer_key", "reader_key", "keeper_key"}
     assert set(shell(box, f"stat -c %a {SECRETS}/*").split()) == {"600"}
     assert shell(box, "stat -c '%U %a' /etc/logstash/knockmap.env").split() == ["root", "600"]
     for name, value in found.items():
@@ -368,7 +388,8 @@ def test_secrets_are_renewed_while_everything_runs(
     fab: FabCommand, box: Box, elastic: dict[str, str]
 ) -> None:
     before, stored = secrets(box), count(box, 0)
-    former = {name: shell(box, f"cat {SECRETS}/{name}").strip() for name in ("writer_key", "reader_key")}
+    keys = ("writer_key", "reader_key", "keeper_key")
+    former = {name: shell(box, f"cat {SECRETS}/{name}").strip() for name in keys}
     rotated = fab(box, "rotate-secrets", **elastic)
     assert rotated.rc == 0, rotated.out
     assert all(value != before[name] for name, value in secrets(box).items())
@@ -518,9 +539,11 @@ def test_packages_brought_along_need_no_archive(
     box = new_box(release)
     assert fab(box, "syslog-route", **elastic).rc == 0
     shell(box, "rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/*")
-    folder = repository.build(elastic["KNOCKMAP_ELASTIC_VERSION"]).folder / "pool"
     offline = {name: value for name, value in elastic.items() if "MIRROR" not in name}
-    done = fab(box, "install-elk", **{"KNOCKMAP_ELASTIC_PACKAGES": str(folder), **offline})
+    if "KNOCKMAP_ELASTIC_PACKAGES" not in offline:
+        built = repository.build(elastic["KNOCKMAP_ELASTIC_VERSION"])
+        offline["KNOCKMAP_ELASTIC_PACKAGES"] = str(built.folder / "pool")
+    done = fab(box, "install-elk", **offline)
     assert done.rc == 0, done.out
     assert shell(box, "ls /var/lib/knockmap/incoming") == ""
     assert call(box, "GET", "/_cluster/health", auth="reader")[1]["status"] == "green"

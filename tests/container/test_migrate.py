@@ -143,7 +143,7 @@ def test_export_has_a_row_for_each_with_the_columns_of_the_embedded_stack(
 def test_no_secret_stands_anywhere_else_than_where_it_is_needed(elastic_box: Box) -> None:
     """On the whole disk, in the logs and in the list of processes."""
     names = shell(elastic_box, f"ls {SECRETS}").split()
-    assert {"elastic_password", "writer_key", "reader_key"} <= set(names)
+    assert {"elastic_password", "writer_key", "reader_key", "keeper_key"} <= set(names)
     for name in names:
         shell(elastic_box, f"head -c 200 {SECRETS}/{name} | tr ':' '\\n' | tail -n 1 >/root/.looked-for")
         found = shell(

@@ -5,7 +5,9 @@ Which repository the packages come from, Elastic's or the doubles', is nothing t
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from box import Box
+from box import Box, images
 from box.attack import attack
 
 from tests.container.conftest import ROOT, Fab, boxes
@@ -21,10 +23,12 @@ from tests.container.conftest import ROOT, Fab, boxes
 FabCommand = Callable[..., Fab]
 Settings = dict[str, str]
 STREAM = "logs-iptables.ssh-default"
+SOURCE = r"""
+printf 'Types: deb\nURIs: %s\nSuites: stable\nComponents: main\nSigned-By: /root/key.asc\n' '{mirror}' >/etc/apt/sources.list.d/elastic.sources
+"""
 INSTALL = """
 export DEBIAN_FRONTEND=noninteractive
-printf 'Types: deb\\nURIs: %s\\nSuites: stable\\nComponents: main\\nSigned-By: /root/key.asc\\n' '{mirror}' >/etc/apt/sources.list.d/elastic.sources
-apt-get update -qq && apt-get install -qq -y ca-certificates curl elasticsearch={version}
+apt-get update -qq && apt-get install -qq -y ca-certificates curl {package}
 echo '-Xms512m\\n-Xmx512m' >/etc/elasticsearch/jvm.options.d/heap.options
 systemctl start elasticsearch
 """
@@ -54,17 +58,29 @@ class Cluster:
         return json.loads(out)
 
 
+def brought(box: Box, folder: Path) -> str:
+    """The path on the box of Elasticsearch's .deb, brought from a folder of ours."""
+    (deb,) = folder.glob("elasticsearch*.deb")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(deb, "elasticsearch.deb")
+    images.client().containers.get(box.container).put_archive("/root", packed.getvalue())
+    return "/root/elasticsearch.deb"
+
+
 @pytest.fixture(scope="module")
 def cluster(elastic: Settings, elastic_box: Box) -> Cluster:
     """The module's box is the cluster's; the one that ships to it needs less."""
     key = elastic.get("KNOCKMAP_ELASTIC_KEY") or ROOT / "files/install_elk/elastic-signing-key.asc"
-    script = INSTALL.format(
-        mirror=elastic["KNOCKMAP_ELASTIC_MIRROR"], version=elastic["KNOCKMAP_ELASTIC_VERSION"]
-    )
     written = (
         f"cat >/root/key.asc <<'end'\n{Path(key).read_text()}\nend\nchmod 644 /root/key.asc; chmod 711 /root"
     )
-    for part in (written, script):
+    if mirror := elastic.get("KNOCKMAP_ELASTIC_MIRROR"):
+        written += SOURCE.format(mirror=mirror)
+        package = f"elasticsearch={elastic['KNOCKMAP_ELASTIC_VERSION']}"
+    else:
+        package = brought(elastic_box, Path(elastic["KNOCKMAP_ELASTIC_PACKAGES"]))
+    for part in (written, INSTALL.format(package=package)):
         status, out = elastic_box.run(["sh", "-ec", part])
         assert status == 0, out
     reset = "/usr/share/elasticsearch/bin/elasticsearch-reset-password -u elastic -b -s --url https://127.0.0.1:9200"

@@ -164,14 +164,17 @@ def test_an_ended_certificate_is_bad_and_one_that_ends_soon_is_told() -> None:
     assert elastic.end_of({"a": now + 60 * DAY}, "warn") is None
 
 
-@pytest.mark.parametrize("refused", ["", "elastic_password", "writer_key", "reader_key", "kibana_token"])
+KEYS = ("writer_key", "reader_key", "keeper_key")
+
+
+@pytest.mark.parametrize("refused", ["", "elastic_password", *KEYS, "kibana_token"])
 def test_every_kept_secret_is_tried_and_the_refused_one_named(
     monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     headers = {
         "elastic_password": elasticsearch.basic("elastic", "elastic_password"),
         "kibana_token": elasticsearch.bearer("kibana_token"),
-        **{name: elasticsearch.api_key(name) for name in ("writer_key", "reader_key")},
+        **{name: elasticsearch.api_key(name) for name in KEYS},
     }
     monkeypatch.setattr(elasticsearch, "secret", lambda name: name)
     monkeypatch.setattr(elastic, "secret", lambda name: name)

@@ -725,7 +725,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, **answers: tuple[int, Any]) -> li
     """Elasticsearch answers so, by the first word of the path; gives the list of what it was asked."""
     asked: list[str] = []
 
-    def call(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def call(method: str, path: str, body: Any = None, auth: str = "") -> tuple[int, Any]:
         asked.append(f"{method} {path}")
         return answers[path.strip("/_").split("/")[0]]
 
