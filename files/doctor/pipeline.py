@@ -102,9 +102,10 @@ def at_work(target: Target, found: dict[str, str]) -> Link | None:
 
 
 def idle() -> str:
-    """Why the pipeline does not run; "" if it does."""
+    """Why the pipeline does not run; "" if it does: it has workers only once all its plugins are registered."""
     try:
-        return "" if "main" in api("/_node/pipelines").get("pipelines", {}) else "its pipeline does not"
+        main = api("/_node/pipelines").get("pipelines", {}).get("main", {})
+        return "" if main.get("workers") else "its pipeline does not"
     except OSError as error:
         return f"its API on port 9600 does not answer ({error})"
 

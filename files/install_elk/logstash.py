@@ -7,6 +7,7 @@ debug N      what it makes of the last N lines of the log; nothing is stored
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Iterator
 
 LOGSTASH, ETC = "/usr/share/logstash/bin/logstash", "/etc/logstash"
 LOG = "/var/log/iptables.log"
@@ -47,8 +49,22 @@ def logstash(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@contextlib.contextmanager
+def folder_of_its_own() -> Iterator[str]:
+    """A folder for Logstash's user alone, gone afterwards."""
+    owner = pwd.getpwnam("logstash")
+    folder = tempfile.mkdtemp(prefix="knockmap-")
+    try:
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 def test() -> None:
-    done = logstash("-t")
+    """With a folder of data of its own: even a test opens the queue, and the one that runs holds that of the service."""
+    with folder_of_its_own() as folder:
+        done = logstash("--path.data", f"{folder}/data", "-t")
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()
         raise SystemExit("\n".join(line[:400] for line in said[-8:]))
@@ -59,12 +75,9 @@ def debug(count: int) -> None:
         lines = list(deque(file, count))
     if not lines:
         raise SystemExit(f"{LOG} is empty: nobody knocked yet")
-    folder = tempfile.mkdtemp(prefix="knockmap-")
-    try:
+    with folder_of_its_own() as folder:
         path = prepare(folder, lines)
         done = logstash("--path.data", f"{folder}/data", "--api.enabled", "false", "-f", path)
-    finally:
-        shutil.rmtree(folder)
     shown = [line for line in done.stdout.splitlines() if line.strip() and not NOISE.match(line)]
     if done.returncode or not shown:
         raise SystemExit("\n".join((done.stdout + done.stderr).strip().splitlines()[-8:]))
@@ -80,7 +93,6 @@ def prepare(folder: str, lines: list[str]) -> str:
         with open(f"{folder}/{name}", "w", encoding="utf-8") as file:
             file.write(text)
             os.fchown(file.fileno(), owner.pw_uid, owner.pw_gid)
-    os.chown(folder, owner.pw_uid, owner.pw_gid)
     return f"{folder}/debug.conf"
 
 

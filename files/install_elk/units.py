@@ -58,13 +58,14 @@ def elasticsearch() -> str:
 
 
 def logstash() -> str:
-    """Empty as soon as the pipeline runs; its API is there before."""
+    """Empty as soon as the pipeline runs. Its API answers before, and tells of it; with its workers once all plugins are
+    registered, which is where a wrong key or an unknown pattern shows."""
     try:
         with urllib.request.urlopen("http://127.0.0.1:9600/_node/pipelines", timeout=5) as answer:
             pipelines = json.load(answer).get("pipelines", {})
     except (OSError, ValueError) as error:
         return f"no answer on port 9600 yet ({error})"
-    return "" if "main" in pipelines else "no pipeline runs yet"
+    return "" if pipelines.get("main", {}).get("workers") else "no pipeline runs yet"
 
 
 def kibana() -> str:

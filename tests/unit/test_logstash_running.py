@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from logstash_double import ConfigurationError, api
+from logstash_double import ConfigurationError, api, runner
 from logstash_double.elasticsearch import Elasticsearch, Stopped
 from logstash_double.event import Event
 from logstash_double.file_input import FileInput
@@ -139,6 +139,12 @@ def queue(folder: Path) -> PersistentQueue:
     return PersistentQueue(folder, page_bytes=2000, most_bytes=1 << 20)
 
 
+def after_a_crash(former: PersistentQueue) -> PersistentQueue:
+    """The kernel lets go of what a dead process held."""
+    former.held.close()
+    return queue(former.folder)
+
+
 def messages(waiting: PersistentQueue) -> list[str]:
     return [event.get("message") for _, event in waiting.take(1000, 0)]
 
@@ -148,7 +154,7 @@ def test_what_was_not_acknowledged_is_there_again(tmp_path: Path) -> None:
     first.put([Event({"message": str(number)}) for number in range(5)])
     first.acknowledge(first.take(2, 0))
     first.take(1, 0)
-    assert messages(queue(tmp_path)) == ["2", "3", "4"]
+    assert messages(after_a_crash(first)) == ["2", "3", "4"]
 
 
 def test_pages_that_are_done_are_removed(tmp_path: Path) -> None:
@@ -157,7 +163,7 @@ def test_pages_that_are_done_are_removed(tmp_path: Path) -> None:
     assert len(waiting.pages()) > 5
     waiting.acknowledge(waiting.take(1000, 0))
     assert len(waiting.pages()) == 1
-    assert messages(queue(tmp_path)) == []
+    assert messages(after_a_crash(waiting)) == []
 
 
 def test_an_event_that_a_crash_cut_off_was_never_there(tmp_path: Path) -> None:
@@ -165,7 +171,27 @@ def test_an_event_that_a_crash_cut_off_was_never_there(tmp_path: Path) -> None:
     waiting.put([Event({"message": "a"})])
     with waiting.pages()[0].open("ab") as page:
         page.write(b'[2, {"mess')
-    assert messages(queue(tmp_path)) == ["a"]
+    assert messages(after_a_crash(waiting)) == ["a"]
+
+
+def test_a_queue_is_held_by_one_instance(tmp_path: Path) -> None:
+    held = queue(tmp_path)
+    with pytest.raises(ConfigurationError, match="exclusive access"):
+        queue(tmp_path)
+    held.release()
+    queue(tmp_path).release()
+
+
+def test_a_test_of_the_configuration_opens_the_queue_too(tmp_path: Path) -> None:
+    """With the folder of data of a running instance it is refused, with one of its own it is not."""
+    (tmp_path / "pipelines.yml").write_text(f"- pipeline.id: main\n  path.config: {tmp_path}/one.conf\n")
+    (tmp_path / "one.conf").write_text("filter { }")
+    values = {"path.data": f"{tmp_path}/data", "queue.type": "persisted"}
+    running = Worker(checked(values | {"pipeline.id": "main"}), "filter { }")
+    assert runner.test(checked(values), tmp_path) == 1
+    assert runner.test(checked(values | {"path.data": f"{tmp_path}/own"}), tmp_path) == 0
+    running.queue.release()
+    assert runner.test(checked(values), tmp_path) == 0
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("drop_newer", "a"), ("drop_older", "d")])
@@ -358,12 +384,12 @@ def test_the_api_tells_version_and_what_went_through(tmp_path: Path) -> None:
         port = taken.server_address[1]
     values = {"path.data": str(tmp_path), "api.http.port": str(port), "queue.type": "persisted"}
     worker = Worker(checked(values), "filter { }")
-    from logstash_double.runner import answers
-
-    api.serve(worker.settings, answers([worker]))
+    api.serve(worker.settings, runner.answers([worker]))
     status, about = get(f"http://127.0.0.1:{port}/?pretty")
     assert status == 200 and (about["version"], about["status"]) == ("9.5.2", "green")
-    assert get(f"http://127.0.0.1:{port}/_node/pipelines")[1]["pipelines"].keys() == {"main"}
+    assert "workers" not in get(f"http://127.0.0.1:{port}/_node/pipelines")[1]["pipelines"]["main"]
+    worker.register()
+    assert get(f"http://127.0.0.1:{port}/_node/pipelines")[1]["pipelines"]["main"]["workers"]
     found = get(f"http://127.0.0.1:{port}/_node/stats/pipelines")[1]["pipelines"]["main"]
     assert found["queue"]["max_queue_size_in_bytes"] == 1 << 30
     assert found["events"] == {"in": 0, "filtered": 0, "out": 0} and found["queue"]["type"] == "persisted"

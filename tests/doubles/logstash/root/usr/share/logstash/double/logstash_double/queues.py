@@ -5,6 +5,7 @@ An event is acknowledged when the outputs have it. What was put in and not ackno
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from . import ConfigurationError
 from .event import Event, stamp
 
 Entry = tuple[int, Event]
@@ -59,6 +61,9 @@ class MemoryQueue:
     def size(self) -> int:
         return 0
 
+    def release(self) -> None:
+        """Nobody puts or takes any more: another instance may have it."""
+
     def store(self, number: int, event: Event) -> None:
         pass
 
@@ -75,6 +80,14 @@ class PersistentQueue(MemoryQueue):
     def __init__(self, folder: Path, page_bytes: int, most_bytes: int) -> None:
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
+        self.held = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(
+                "The queue failed to obtain exclusive access, cause: Lock held by another virtual machine on lock path: "
+                f"{folder}/.lock"
+            ) from None
         self.folder, self.page_bytes, self.most_bytes = folder, page_bytes, most_bytes
         self.checkpoint = folder / "checkpoint.head"
         self.done = int(self.checkpoint.read_text() or 0) if self.checkpoint.exists() else 0
@@ -82,6 +95,10 @@ class PersistentQueue(MemoryQueue):
         for page in self.pages():
             self.load(page)
         self.page = (folder / f"page.{self.number:020}").open("ab")
+
+    def release(self) -> None:
+        self.page.close()
+        self.held.close()
 
     def pages(self) -> list[Path]:
         return sorted(self.folder.glob("page.*"))

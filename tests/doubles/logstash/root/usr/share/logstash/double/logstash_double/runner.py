@@ -38,18 +38,13 @@ class Worker:
         self.settings, self.name = settings, settings["pipeline.id"]
         self.pipeline = Pipeline(text)
         self.pipeline.register()
-        self.queue = self.make_queue()
+        self.queue = queue_of(settings)
+        self.registered = False
         self.stopping = threading.Event()
         self.counts = {"in": 0, "filtered": 0, "out": 0}
         self.failed = ""
         self.letters = self.make_dead_letters()
         self.threads = [threading.Thread(target=self.guard, args=(run,)) for run in (self.read, self.work)]
-
-    def make_queue(self) -> MemoryQueue:
-        if self.settings["queue.type"] == "memory":
-            return MemoryQueue()
-        folder = self.settings.folder("path.queue") / self.name
-        return PersistentQueue(folder, self.settings["queue.page_capacity"], self.settings["queue.max_bytes"])
 
     def make_dead_letters(self) -> DeadLetters | None:
         if not self.settings["dead_letter_queue.enable"]:
@@ -72,6 +67,7 @@ class Worker:
         for output in self.elasticsearches():
             with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
                 output.connect()
+        self.registered = True
 
     def guard(self, run: Any) -> None:
         """A plugin that fails ends its pipeline."""
@@ -157,6 +153,9 @@ class Worker:
         }
 
     def about(self) -> dict[str, Any]:
+        """A pipeline is told of as soon as it is there; what it works with only once its plugins are registered."""
+        if not self.registered:
+            return {"hash": str(hash(self.name))}
         return {
             "workers": self.settings["pipeline.workers"],
             "batch_size": self.settings["pipeline.batch.size"],
@@ -164,6 +163,14 @@ class Worker:
             "config_reload_automatic": self.settings["config.reload.automatic"],
             "dead_letter_queue_enabled": self.settings["dead_letter_queue.enable"],
         }
+
+
+def queue_of(settings: Settings) -> MemoryQueue:
+    """Raises ConfigurationError where another instance has the folder of a persistent one."""
+    if settings["queue.type"] == "memory":
+        return MemoryQueue()
+    folder = settings.folder("path.queue") / settings["pipeline.id"]
+    return PersistentQueue(folder, settings["queue.page_capacity"], settings["queue.max_bytes"])
 
 
 def texts(settings: Settings, folder: Path) -> list[tuple[Settings, str]]:
@@ -182,10 +189,12 @@ def texts(settings: Settings, folder: Path) -> list[tuple[Settings, str]]:
 
 
 def test(settings: Settings, folder: Path) -> int:
-    """-t: plugins are made, and nothing is registered; so unknown patterns and contradictions show at the start only."""
+    """-t: plugins are made and the queue is opened, and nothing is registered; so unknown patterns and contradictions
+    show at the start only, and a queue that a running instance holds is an invalid configuration."""
     try:
-        for _, text in texts(settings, folder):
+        for own, text in texts(settings, folder):
             Pipeline(text)
+            queue_of(own).release()
     except ConfigurationError as error:
         LOG.fatal("The given configuration is invalid. Reason: %s", error)
         return 1
@@ -214,13 +223,16 @@ def lock(settings: Settings) -> Any:
 
 
 def start(settings: Settings, folder: Path) -> list[Worker]:
-    workers = []
+    """The pipelines whose plugins could be registered. The API answers before that, and tells of those that are made."""
+    workers: list[Worker] = []
+    if settings["api.enabled"]:
+        api.serve(settings, answers(workers))
     for own, text in texts(settings, folder):
         try:
-            worker = Worker(own, text)
-            worker.register()
-            workers.append(worker)
+            workers.append(Worker(own, text))
+            workers[-1].register()
         except ConfigurationError as error:
+            workers[:] = [worker for worker in workers if worker.registered]
             LOG.error(
                 "Failed to execute action id=%s exception=LogStash::ConfigurationError: %s",
                 own["pipeline.id"],
@@ -236,8 +248,6 @@ def run(settings: Settings, folder: Path) -> int:
     if not workers:
         LOG.error("Logstash stopped processing because of an error: no pipeline could be started")
         return 1
-    if settings["api.enabled"]:
-        api.serve(settings, answers(workers))
 
     def stop(*_: Any) -> None:
         for worker in workers:
