@@ -24,7 +24,7 @@ from fabfile.engine.converge import undo as put_back
 from fabfile.engine.errors import HostError, TransportError, UnreachableError
 from fabfile.engine.fleet import host_task
 from fabfile.engine.report import Report
-from fabfile.engine.resources import Command, Directory, File, Plan, Requirement, Resource, render
+from fabfile.engine.resources import Command, Directory, File, Plan, Resource, render
 from fabfile.engine.transport import ask, server_keys, server_port
 from fabfile.settings import Settings
 
@@ -127,12 +127,11 @@ def settle(c: VerifiedConnection, settings: Settings, others: Plan, *, check: bo
         if not report.ok or not any("held" in entry for entry in report.data):
             return report
         return report + move(c, settings, diff=diff)
-    required = {task: [r for r in nouns if isinstance(r, Requirement)] for task, nouns in others.items()}
-    met = converge(c, required)
-    if not met.ok:
-        return met
-    moved = move(c, settings, diff=diff)
-    return moved + converge(c, others, diff=diff) if moved.ok and others else moved
+    # What would stop the others half-way shall do so while sshd is where it was.
+    report = converge(c, others, preflight=True)
+    if report.ok:
+        report += move(c, settings, diff=diff)
+    return report + converge(c, others, diff=diff) if report.ok and others else report
 
 
 def move(c: VerifiedConnection, settings: Settings, *, diff: bool) -> Report:

@@ -22,6 +22,7 @@ FOLDERS = {"elastic": elastic_store.FOLDER, "embedded": collector.FOLDER}
 CREDITS = {
     "dbip": " IP geolocation by DB-IP, https://db-ip.com",
     "city ipv": " IP geolocation by DB-IP, https://db-ip.com",
+    "ipinfo": " IP address data powered by IPinfo, https://ipinfo.io",
     "geolite2": " This product includes GeoLite2 data created by MaxMind, https://www.maxmind.com",
 }
 # Of two programs the first one that is there: a host may have another stack than the operator's settings say.
@@ -81,6 +82,11 @@ def text(report: dict[str, Any], since: str) -> str:
     """The report for a terminal."""
     total = report["total"]
     head = f"{thin(total)} SYNs to port 22 in the last {since}: {thin(report['ipv4'])} IPv4, {thin(report['ipv6'])} IPv6"
+    unparsed = (
+        f"{thin(report['unparsed'])} lines of the log were no packets that we understand; they are kept."
+    )
+    if not total and report["unparsed"]:
+        return f"{head}\n{unparsed}\nDoes something else write to the log, or in another form? fab … doctor\n"
     if not total:
         return head + "\nNobody knocked, or TCP 22 is not reachable from outside: a provider's firewall?\n"
     countries = [(row["name"], row["count"], share(row["count"], total)) for row in report["countries"]]
@@ -90,9 +96,7 @@ def text(report: dict[str, Any], since: str) -> str:
     parts += [table(("Network", "In", "SYNs"), networks), table(("Source", "In", "City", "SYNs"), sources)]
     parts += ["Last lines\n" + "\n".join(f"  {line.strip()}" for line in report["lines"])]
     if report["unparsed"]:
-        parts.append(
-            f"{thin(report['unparsed'])} lines of the log were no packets that we understand; they are kept."
-        )
+        parts.append(unparsed)
     return "\n\n".join([*parts, geo(report["geo"])]) + "\n"
 
 

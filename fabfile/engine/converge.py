@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 from fabfile.engine.report import Report, Result, result
@@ -18,11 +19,19 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 def while_connecting(c: Any, make: Callable[[], Made]) -> Made:
     """What `make` gives: a plan, say, that needs no connection, made while the target still answers."""
-    with ThreadPoolExecutor(1) as pool:
-        made = pool.submit(make)
-        pool.submit(packed_agent)
-        c.open()
-        return made.result()
+    made: Future[Made] = Future()
+
+    def work() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:
+            made.set_exception(error)
+
+    # Not a pool's: a host that cannot be reached is told at once, whatever is being downloaded.
+    for target in (work, packed_agent):
+        Thread(target=target, daemon=True).start()
+    c.open()
+    return made.result()
 
 
 def converge(
@@ -32,10 +41,12 @@ def converge(
     check: bool = False,
     diff: bool = False,
     held: Sequence[str] = (),
+    preflight: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report:
     """Bring the target to the plan; with `check` (or Invoke's --dry) only say what would change.
 
+    With `preflight` only what would stop it half-way is looked for, and brought: requirements, room, clock, packages.
     The resources of `held` tasks are only looked at: {"held": id} in the report's data names each that differs.
 
     Events go to `on_event`, or else to the screen of `c`. A failed resource is in the report; what is raised is a
@@ -46,6 +57,7 @@ def converge(
         "mode": "check" if check else "apply",
         "diff": diff,
         "held": list(held),
+        "preflight": preflight,
         "resources": manifest(plan),
     }
     return _run(c, job, blobs(plan), check, on_event)

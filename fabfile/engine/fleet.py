@@ -40,7 +40,7 @@ from fabfile.settings import PREFIX, SettingError, Settings, load
 
 HELP = {
     "check": "Only look and say what would change; nothing is written.",
-    "diff": "Show what changes inside of files.",
+    "diff": "As --check, and show what would change inside of files.",
     "fail-on-change": "Exit with 1 if something changed or, with --check, would change.",
     "verbose": "Show also what is as it shall be.",
     "json": "One JSON document per host instead of lines.",
@@ -298,8 +298,9 @@ class Run:
         return outcome
 
     def kwargs(self, call: Any) -> dict[str, Any]:
-        """The call's arguments; Fabric's --dry means --check."""
-        dry = {"check": True} if self.config.run.dry and "check" in call.task.own else {}
+        """The call's arguments; --diff and Fabric's --dry mean --check, too."""
+        only_look = self.config.run.dry or call.kwargs.get("diff")
+        dry = {"check": True} if only_look and "check" in call.task.own else {}
         return {**call.kwargs, **dry}
 
     def take(self, outcome: Outcome, c: VerifiedConnection, value: Any) -> None:

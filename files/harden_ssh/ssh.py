@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 SSHD = "/usr/sbin/sshd"
 SEPARATION = "/run/sshd"
@@ -340,10 +340,22 @@ def answers(port: int) -> bool:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Arming, disarming and reverting exclude each other."""
-    os.makedirs(STATE, 0o700, exist_ok=True)
-    with open(f"{STATE}/lock", "w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    while (file := locked()) is None:
+        pass
+    with file:
         yield
+
+
+def locked() -> IO[str] | None:
+    """The lock, or None where whoever had it before us has removed it meanwhile: then it excludes nobody any more."""
+    os.makedirs(STATE, 0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        file = open(f"{STATE}/lock", "w", encoding="ascii")  # noqa: SIM115 - it is let go of where it is closed
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+            return file
+        file.close()
+    return None
 
 
 @contextlib.contextmanager
@@ -444,6 +456,9 @@ def disarm() -> None:
         say_no("the time for the proof was over, so the machine went back to what it was before; run again")
     os.unlink(ARMED)
     run("systemctl", "disable", "-q", "--now", TIMER)
+    # What a former move let in, where sshd is no longer.
+    for port in {port for _, port in opened()} - sshd_ports():
+        close_firewall(port)
     remove_state()
 
 

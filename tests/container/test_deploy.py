@@ -64,10 +64,18 @@ def test_a_wrong_setting_is_refused_by_name_before_connecting(fab: FabCommand) -
         assert refused.rc == 2 and name in refused.out and "nowhere.invalid" not in refused.out, refused.out
 
 
-def test_a_full_disk_no_name_service_and_a_wrong_clock_are_one_sentence_each(
+def test_a_full_disk_and_no_name_service_are_one_sentence_each_while_sshd_is_where_it_was(
     fab: FabCommand, new_box: Callable[..., Box], release: str
 ) -> None:
+    """A wrong clock, which no container can have, is for the unit tests."""
     box = new_box(release)
+    small = (
+        "cp -a /etc /root/etc && mount -t tmpfs -o size=20m,mode=755 tmpfs /etc && cp -a /root/etc/. /etc/"
+    )
+    assert box.run(["sh", "-c", small])[0] == 0
+    full = fab(box, "deploy")
+    assert full.rc == 1 and "the disk of /etc has" in full.out and "nothing was touched" in full.out, full.out
+    assert box.run(["umount", "-l", "/etc"])[0] == 0
     box.run(
         [
             "sh",
@@ -75,9 +83,11 @@ def test_a_full_disk_no_name_service_and_a_wrong_clock_are_one_sentence_each(
             "rm -rf /var/cache/apt/archives/*.deb /var/lib/apt/lists/*; cp /etc/resolv.conf /root/r; echo nameserver 127.0.0.9 >/etc/resolv.conf",
         ]
     )
-    broken = fab(box, "iptables-log")
-    assert broken.rc == 1 and "cannot resolve" in broken.out
-    assert box.run(["test", "-e", "/etc/knockmap"])[0] == 1
+    broken = fab(box, "deploy")
+    assert broken.rc == 1 and "cannot resolve" in broken.out, broken.out
+    for path in ("/etc/knockmap", "/usr/local/lib/knockmap"):
+        assert box.run(["test", "-e", path])[0] == 1
+    assert login(box, 22) and not login(box, 2222)
     box.run(["sh", "-c", "cat /root/r >/etc/resolv.conf"])
     assert fab(box, "iptables-log").rc == 0
 

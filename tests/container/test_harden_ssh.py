@@ -167,9 +167,13 @@ def test_ufw_lets_the_new_port_in_before_the_move_and_undo_takes_that_back(
     moved = fab(fresh_box, "harden-ssh")
     assert moved.rc == 0, moved.out
     assert "2222/tcp" in fresh_box.run(["ufw", "status"])[1] and login(fresh_box, 2222)
+    again = fab(fresh_box, "harden-ssh", KNOCKMAP_SSH_PORT="2022")
+    assert again.rc == 0, again.out
+    status = fresh_box.run(["ufw", "status"])[1]
+    assert "2022/tcp" in status and "2222/tcp" not in status and login(fresh_box, 2022)
     fresh_box.run(["ufw", "delete", "allow", "22/tcp"])  # undo must let itself in again
     assert fab(fresh_box, "undo", "harden_ssh").rc == 0
-    assert "2222/tcp" not in fresh_box.run(["ufw", "status"])[1] and login(fresh_box, 22)
+    assert "2022/tcp" not in fresh_box.run(["ufw", "status"])[1] and login(fresh_box, 22)
 
 
 def test_firewalld_lets_the_new_port_in_as_well(fab: FabCommand, fresh_box: Box) -> None:
@@ -220,6 +224,7 @@ def test_refuses_what_cannot_work_before_it_touches_anything(
     assert refused.rc == 1 and said in refused.out and "nothing was touched" in refused.out, refused.out
     assert fresh_box.run(["test", "-e", "/usr/local/lib/knockmap"])[0] == 1
     assert fresh_box.run(["test", "-e", "/var/lib/knockmap"])[0] == 1
+    assert login(fresh_box, 22)
 
 
 def test_a_box_without_a_key_keeps_its_passwords(fab: FabCommand, fresh_box: Box, tmp_path: Path) -> None:

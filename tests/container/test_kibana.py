@@ -117,6 +117,13 @@ def test_deploys_and_then_changes_nothing(kibana: Callable[..., Fab]) -> None:
     assert kibana("--check").last.endswith("ok, 0 would change, 0 failed, 0 skipped")
 
 
+def test_the_key_of_the_import_lives_no_longer_than_that(box: Box) -> None:
+    found = search(box, "GET", "/_security/api_key?name=knockmap-*")[1]["api_keys"]
+    active = {key["name"] for key in found if not key["invalidated"]}
+    assert "knockmap-importer" in {key["name"] for key in found} - active, found
+    assert active == {"knockmap-writer", "knockmap-reader", "knockmap-keeper"}
+
+
 def test_it_listens_on_loopback_only(box: Box) -> None:
     listening = box.run(["ss", "-Hltn"])[1].split()
     assert [word for word in listening if word.endswith(":5601")] == ["127.0.0.1:5601"]

@@ -56,8 +56,18 @@ def counts(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_the_embedded_stack_has_a_past(fab: FabCommand, elastic_box: Box) -> None:
+def test_a_check_of_either_stack_on_a_fresh_box_writes_nothing(
+    fab: FabCommand, elastic_box: Box, elastic: Settings
+) -> None:
     BEFORE["pristine"] = snapshot(elastic_box)
+    for stack in ({}, elastic):
+        checked = fab(elastic_box, "deploy", "--check", **stack)
+        assert checked.rc == 0 and ", 0 failed, 0 skipped" in checked.last, checked.out
+        assert "would change service:" in checked.out
+    assert sorted(snapshot(elastic_box) ^ BEFORE["pristine"]) == []
+
+
+def test_the_embedded_stack_has_a_past(fab: FabCommand, elastic_box: Box) -> None:
     done = fab(elastic_box, "deploy")
     assert done.rc == 0, done.out
     # Before the others, so that it is stored when they are.

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from box import Box, history, state
+from box.attack import attack
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
@@ -256,6 +257,14 @@ def test_pause_holds_the_page_still(site: Site, visit: Open) -> None:
     assert seen.number("total") == before
     seen.page.click("#live")
     seen.becomes("total", before + 1)
+
+
+def test_new_events_flash_on_the_map_where_the_filters_leave_them(site: Site, visit: Open) -> None:
+    flashing = "echarts.getInstanceByDom(document.getElementById('map')).getOption().series[1].data.length"
+    all_of_them, few = visit().open(), visit().open(network="203.0.113.0/24")
+    attack(site.box, sources=10, count=10, rate=50)
+    all_of_them.page.wait_for_function(f"{flashing} > 0", timeout=5000)
+    assert few.page.evaluate(flashing) == 0
 
 
 def test_a_country_on_the_map_filters_everything_and_back_takes_it_away(site: Site, visit: Open) -> None:

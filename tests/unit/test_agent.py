@@ -363,6 +363,7 @@ def test_a_full_disk_is_said_before_anything_is_touched(
 
 def test_a_held_task_is_looked_at_and_left_alone(run: Run, root: Path) -> None:
     plan = File("/etc/a", text="a", **ME)
+    assert run(plan, preflight=True) == []
     assert run(plan, held=["t"]) == [{"event": "data", "value": {"held": "file:/etc/a"}}]
     assert not (root / "etc/a").exists()
     run(plan)

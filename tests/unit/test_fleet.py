@@ -134,6 +134,12 @@ def test_the_shared_flags_are_there_without_being_named_by_the_body(
     assert "--limit" in shown and "--check" not in shown
 
 
+@pytest.mark.parametrize("flags", [("deploy", "--check"), ("deploy", "--diff"), ("--dry", "deploy")])
+def test_whoever_asks_what_would_change_changes_nothing(fab: Fabric, flags: tuple[str, ...]) -> None:
+    fab("-H", "one", *flags)
+    assert [call["check"] for call in seen] == [True]
+
+
 def test_the_list_shows_the_first_line(fab: Fabric, capsys: pytest.CaptureFixture[str]) -> None:
     fab("--list")
     shown = capsys.readouterr().out

@@ -60,6 +60,12 @@ def test_no_scan_says_the_likely_cause() -> None:
     assert "firewall" in text(report(total=0, ipv4=0, ipv6=0), "24h")
 
 
+def test_lines_that_nobody_understands_are_not_taken_for_silence() -> None:
+    shown = text(report(total=0, unparsed=7), "24h")
+    assert "7 lines" in shown and "Nobody knocked" not in shown
+    assert "Nobody knocked" in text(report(total=0), "24h")
+
+
 def test_without_a_database_or_with_unknown_lines_it_says_so() -> None:
     shown = text(report(geo={"built": None, "kinds": ""}, unparsed=7), "24h")
     assert "No GeoIP database" in shown and "7 lines" in shown

@@ -52,6 +52,8 @@ def converge(job: dict[str, Any]) -> None:
         journal.bootstrapped(job["bootstrap"])
     if not check and not broken:
         broken = not attempt(TARGET, partial(preflight, job, wants, journal))
+    if job.get("preflight"):
+        return
     for want in wants:
         if want in unmet:
             continue

@@ -128,6 +128,9 @@ export function unparsedLines(found) {
   table('unparsed-table', [['Time'], ['Reason'], ['Line', 'raw']], found.lines.map(({ts, reason, text}) => [when(ts), reason, text]));
 }
 
+// What the licences of free GeoIP data ask for.
+const CREDITS = [[/dbip|city ipv/i, 'IP Geolocation by DB-IP', 'https://db-ip.com'], [/ipinfo/i, 'IP address data powered by IPinfo', 'https://ipinfo.io'],
+  [/geolite2/i, 'This product includes GeoLite2 data created by MaxMind', 'https://www.maxmind.com']];
 // Of the chain: what is well, and what is not with its next step.
 export function health({chain}) {
   const {limit, geo, unparsed, unread, log_error: error} = chain;
@@ -136,7 +139,9 @@ export function health({chain}) {
   if (limit) rows.push(['SYNs the kernel saw', number(limit.seen)], ['over the log limit', `${number(limit.over_limit)} (${percent(limit.over_limit, limit.seen)})`], ['counted at', minute(limit.at)]);
   rows.push(['GeoIP data', geo.built ? `${lasting(Math.max(0, now() - geo.built))} old` : 'none']);
   $('health').replaceChildren(...rows.flatMap(([term, text]) => [element('dt', {}, term), element('dd', {}, text)]));
-  $('credit').hidden = !/dbip|city ipv/i.test(geo.kinds);
+  const credit = CREDITS.find(([kinds]) => kinds.test(geo.kinds));
+  $('credit').hidden = !credit;
+  if (credit) Object.assign($('credit'), {textContent: credit[1], href: credit[2]});
 }
 
 export function notices(found) {
