@@ -25,7 +25,8 @@ AGAIN = "{fab} install-elk"
 PORTS = {9200: "Elasticsearch", 9300: "Elasticsearch's transport", 9600: "Logstash", 5601: "Kibana"}
 TYPES = {"@timestamp": "date", "source.ip": "ip", "source.geo.location": "geo_point"}
 WRONG = re.compile(r"\b(?:ERROR|FATAL)\b|[Ff]atal exception")
-CONSEQUENCE = re.compile(r"stopped processing|did not exit normally")  # of what was said before
+# Of what was said before.
+CONSEQUENCE = re.compile(r"stopped processing|did not exit normally|action_result: false")
 THROWN = re.compile(r"[\w.$]+(?:Exception|Error): ")
 MANY_FAILURES, MUCH_OF_ALL = 20, 0.1  # more lines than these that no pattern fits are a flood of them
 

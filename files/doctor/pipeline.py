@@ -17,7 +17,7 @@ from mmdb import metadata
 from storage import OLD_DAYS, USELESS_DAYS, age, stamp
 from web import DAY, ask
 
-UNIT = "logstash.service"
+UNIT, PORT = "logstash.service", 9600
 ETC, CONF, DATA = "/etc/logstash", "/etc/logstash/conf.d", "/var/lib/logstash"
 GEO = "/var/lib/knockmap/logstash-geo"  # the operator's own
 ENVIRONMENT, VARIABLE = f"{ETC}/knockmap.env", "KNOCKMAP_WRITER_KEY"
@@ -33,11 +33,11 @@ DEEPER = re.compile(rb"caused_by[^{]{0,12}\{[^}]*\}")  # in words of Java's
 
 def api(path: str) -> Any:
     """Logstash's own word. Raises OSError."""
-    answer = ask(http.client.HTTPConnection("127.0.0.1", 9600, timeout=5), path)
+    answer = ask(http.client.HTTPConnection("127.0.0.1", PORT, timeout=5), path)
     try:
         return json.loads(answer.body)
     except ValueError as error:
-        raise OSError(f"no JSON from port 9600 ({answer.status})") from error
+        raise OSError(f"no JSON from port {PORT} ({answer.status})") from error
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ def logstash(target: Target) -> Link:
     found = unit(UNIT)
     if found.get("ActiveState") == "inactive":
         return bad("Logstash is stopped, so no line becomes an event", AGAIN)
-    trouble = at_work(target, found)
-    if trouble:
+    edited = touched(target.edited("install_elk", CONF))
+    if trouble := at_work(found, edited):
         return trouble
     pid = found.get("MainPID", "0")
     if unread := may_not_read(pid):
@@ -76,38 +76,61 @@ def logstash(target: Target) -> Link:
         return bad(
             "Logstash runs with another key than the one that is kept", "{ssh} systemctl restart logstash"
         )
+    if news := restarted(edited):
+        return news
     if found.get("UnitFileState") != "enabled":
         return warn("Logstash runs and is not enabled, so it will not after a reboot", AGAIN)
     return ok("its pipeline runs")
 
 
-def at_work(target: Target, found: dict[str, str]) -> Link | None:
+def at_work(found: dict[str, str], edited: str) -> Link | None:
     """What is wrong where the pipeline does not run: a broken one ends Logstash, which systemd starts again and again."""
     deadline = time.monotonic() + PATIENCE
     while (why := idle()) and time.monotonic() < deadline:
         found.update(unit(UNIT))
-        if found.get("NRestarts", "0") != "0" or found.get("ActiveState") != "active":
+        if ends(found):
             break
         time.sleep(0.5)
     if not why:
         return None
-    edited = touched(target.edited("install_elk", CONF))
-    if found.get("NRestarts", "0") != "0" or found.get("ActiveState") != "active":
-        again = AGAIN if edited else WORDS
-        return bad(f"Logstash ends again and again{edited}{complaint(UNIT)}", again)
+    if ends(found):
+        return again_and_again(edited)
     seconds = running_for(found)
     if seconds < START_SECONDS:
         return warn(f"Logstash was started {seconds:.0f} s ago and is not ready: {why}", "{fab} doctor")
     return bad(f"Logstash runs, and {why}{edited}{complaint(UNIT)}", WORDS)
 
 
+def ends(found: dict[str, str]) -> bool:
+    return found.get("NRestarts", "0") != "0" or found.get("ActiveState") != "active"
+
+
+def again_and_again(edited: str) -> Link:
+    return bad(f"Logstash ends again and again{edited}{complaint(UNIT)}", AGAIN if edited else WORDS)
+
+
+def restarted(edited: str) -> Link | None:
+    """What there is to say of a pipeline that ran a moment ago: an event may end it, which it then reads again."""
+    found = unit(UNIT)
+    if found.get("ActiveState") != "active":
+        return again_and_again(edited)
+    seconds = running_for(found)
+    if not ends(found) or seconds >= START_SECONDS:
+        return None
+    text = f"Logstash had ended, and systemd started it again {seconds:.0f} s ago"
+    return warn(f"{text}{edited}{complaint(UNIT)}", AGAIN if edited else WORDS)
+
+
 def idle() -> str:
-    """Why the pipeline does not run; "" if it does: it has workers only once all its plugins are registered."""
+    """Why the pipeline does not run; "" if it does. Logstash knows it before its plugins are registered."""
     try:
-        main = api("/_node/pipelines").get("pipelines", {}).get("main", {})
-        return "" if main.get("workers") else "its pipeline does not"
+        pipelines = api("/_health_report")["indicators"]["pipelines"]["indicators"]
+        state = pipelines["main"]["details"]["status"]["state"] if "main" in pipelines else "missing"
     except OSError as error:
-        return f"its API on port 9600 does not answer ({error})"
+        return f"its API on port {PORT} does not answer ({error})"
+    except KeyError as error:
+        return f"its API on port {PORT} does not say how its pipeline is (no {error})"
+    return "" if state == "RUNNING" else f"its pipeline does not ({state})"
 
 
 def may_not_read(pid: str) -> str:

@@ -8,6 +8,7 @@ debug N      what it makes of the last N lines of the log; nothing is stored
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import pwd
 import re
@@ -22,6 +23,7 @@ LOGSTASH, ETC = "/usr/share/logstash/bin/logstash", "/etc/logstash"
 LOG = "/var/log/iptables.log"
 DEBUG = "/usr/local/lib/knockmap/install_elk/debug.conf"
 SECRETS = f"{ETC}/knockmap.env"
+DISK = "/var/tmp"  # noqa: S108 - mkdtemp makes a folder of our own there
 # What is about Logstash itself.
 NOISE = re.compile(r"\[\d{4}-|Using |Sending Logstash|OpenJDK|WARNING")
 
@@ -34,9 +36,34 @@ def environment() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C.UTF-8", "LS_JAVA_OPTS": "-Xms256m -Xmx256m", **given}
 
 
-def logstash(*words: str) -> subprocess.CompletedProcess[str]:
-    """As its own user: it refuses root, and what root leaves behind would hinder the service."""
-    argv = ["runuser", "-u", "logstash", "--", LOGSTASH, "--path.settings", ETC, *words]
+@contextlib.contextmanager
+def workplace() -> Iterator[str]:
+    """A folder that nobody else looks into, removed afterwards.
+
+    On the disk: Logstash wants room for a whole queue there, and /tmp may be memory.
+    """
+    folder = tempfile.mkdtemp(prefix="knockmap-", dir=DISK)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def hand_over(folder: str) -> None:
+    """To Logstash's user, with what is in it; from then on it is no place for root to write to."""
+    owner = pwd.getpwnam("logstash")
+    for path in (*glob.glob(f"{folder}/*"), folder):
+        os.chown(path, owner.pw_uid, owner.pw_gid)
+
+
+def logstash(folder: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """As its own user: it refuses root, and what root leaves behind would hinder the service.
+
+    With data of its own: also a mere test opens the queue, and that of the service is locked while it runs.
+    """
+    hand_over(folder)
+    settings = ("--path.settings", ETC, "--path.data", f"{folder}/data")
+    argv = ["runuser", "-u", "logstash", "--", LOGSTASH, *settings, *words]
     return subprocess.run(
         argv,
         capture_output=True,
@@ -49,22 +76,9 @@ def logstash(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@contextlib.contextmanager
-def folder_of_its_own() -> Iterator[str]:
-    """A folder for Logstash's user alone, gone afterwards."""
-    owner = pwd.getpwnam("logstash")
-    folder = tempfile.mkdtemp(prefix="knockmap-")
-    try:
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
 def test() -> None:
-    """With a folder of data of its own: even a test opens the queue, and the one that runs holds that of the service."""
-    with folder_of_its_own() as folder:
-        done = logstash("--path.data", f"{folder}/data", "-t")
+    with workplace() as folder:
+        done = logstash(folder, "-t")
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()
         raise SystemExit("\n".join(line[:400] for line in said[-8:]))
@@ -75,9 +89,8 @@ def debug(count: int) -> None:
         lines = list(deque(file, count))
     if not lines:
         raise SystemExit(f"{LOG} is empty: nobody knocked yet")
-    with folder_of_its_own() as folder:
-        path = prepare(folder, lines)
-        done = logstash("--path.data", f"{folder}/data", "--api.enabled", "false", "-f", path)
+    with workplace() as folder:
+        done = logstash(folder, "--api.enabled", "false", "-f", prepare(folder, lines))
     shown = [line for line in done.stdout.splitlines() if line.strip() and not NOISE.match(line)]
     if done.returncode or not shown:
         raise SystemExit("\n".join((done.stdout + done.stderr).strip().splitlines()[-8:]))
@@ -85,14 +98,12 @@ def debug(count: int) -> None:
 
 
 def prepare(folder: str, lines: list[str]) -> str:
-    """The lines in a file, and the pipeline that reads them from there, both for Logstash's user alone."""
+    """The lines in a file, and the path of the pipeline that reads them from there."""
     with open(DEBUG, encoding="utf-8") as file:
         pipeline = file.read().replace("@LINES@", f"{folder}/lines.log")
-    owner = pwd.getpwnam("logstash")
     for name, text in (("lines.log", "".join(lines)), ("debug.conf", pipeline)):
         with open(f"{folder}/{name}", "w", encoding="utf-8") as file:
             file.write(text)
-            os.fchown(file.fileno(), owner.pw_uid, owner.pw_gid)
     return f"{folder}/debug.conf"
 
 

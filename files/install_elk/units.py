@@ -20,7 +20,8 @@ from collections.abc import Iterator
 
 from elasticsearch import DATA_STREAMS, Unreachable, call
 
-PORTS = {"elasticsearch": ("9200", "9300"), "logstash": ("9600",), "kibana": ("5601",)}
+LOGSTASH = "9600"
+PORTS = {"elasticsearch": ("9200", "9300"), "logstash": (LOGSTASH,), "kibana": ("5601",)}
 READS = {
     "elasticsearch": (
         "/etc/elasticsearch/elasticsearch.yml",
@@ -58,14 +59,16 @@ def elasticsearch() -> str:
 
 
 def logstash() -> str:
-    """Empty as soon as the pipeline runs. Its API answers before, and tells of it; with its workers once all plugins are
-    registered, which is where a wrong key or an unknown pattern shows."""
+    """Empty as soon as the pipeline runs. The API is there before, and knows the pipeline before its plugins are registered."""
     try:
-        with urllib.request.urlopen("http://127.0.0.1:9600/_node/pipelines", timeout=5) as answer:
-            pipelines = json.load(answer).get("pipelines", {})
-    except (OSError, ValueError) as error:
-        return f"no answer on port 9600 yet ({error})"
-    return "" if pipelines.get("main", {}).get("workers") else "no pipeline runs yet"
+        with urllib.request.urlopen(f"http://127.0.0.1:{LOGSTASH}/_health_report", timeout=5) as answer:
+            pipelines = json.load(answer)["indicators"]["pipelines"]["indicators"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"no answer on port {LOGSTASH} yet ({error})"
+    if "main" not in pipelines:
+        return "no pipeline is there yet"
+    state = pipelines["main"]["details"]["status"]["state"]
+    return "" if state == "RUNNING" else f"the pipeline's state is {state}"
 
 
 def kibana() -> str:

@@ -331,10 +331,27 @@ def test_a_pipeline_that_logstash_refuses_does_not_replace_the_one_that_runs(
     edited = shell(box, f"sha256sum {path}")
     refused = fab(box, "install-elk", **elastic)
     assert refused.rc == 1 and f"{path} was refused by" in refused.out, refused.out
+    assert "no_such_plugin" in refused.out  # so the one that runs was not in its way
     assert shell(box, f"sha256sum {path}") == edited
     shell(box, "rm /etc/logstash/conf.d/zz-operators.conf")
     assert fab(box, "install-elk", **elastic).rc == 0
     assert shell(box, f"sha256sum {path}") == before
+    assert shell(box, "find /tmp /var/tmp -name 'knockmap-*'") == ""
+
+
+def test_a_start_that_fails_when_plugins_register_is_no_success(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    """Logstash's own test finds nothing, and its API answers: the service is started again and again."""
+    path, other = "/etc/logstash/conf.d/knockmap-1-pipeline.conf", "/etc/logstash/conf.d/zz-operators.conf"
+    pattern = '{ "message" => "%{NO_SUCH}" }'
+    shell(box, f"echo 'filter {{ grok {{ match => {pattern} }} }}' >{other}; echo '# edited' >>{path}")
+    failed = fab(box, "install-elk", **elastic)
+    assert failed.rc == 1 and "logstash.service is started again and again" in failed.out, failed.out
+    assert "pattern %{NO_SUCH} not defined" in failed.out
+    shell(box, f"rm {other}; systemctl restart logstash")
+    mended = fab(box, "install-elk", **elastic)
+    assert mended.rc == 0, mended.out
 
 
 def test_new_fields_begin_a_new_index(fab: FabCommand, box: Box, elastic: dict[str, str]) -> None:
@@ -408,7 +425,7 @@ def test_pipeline_debug_shows_events_and_stores_nothing(
     assert shown.rc == 0 and shown.out.count("ssh-scan") == 2, shown.out
     assert count(box, 0) == stored
     assert fab(box, "pipeline-debug", "--lines", "0", **elastic).rc == 2
-    assert shell(box, "find /tmp -name 'knockmap-*'") == ""
+    assert shell(box, "find /tmp /var/tmp -name 'knockmap-*'") == ""
 
 
 def test_own_geoip_data_take_the_place_of_logstashs_and_go_with_the_setting(

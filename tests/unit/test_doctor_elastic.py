@@ -197,6 +197,9 @@ def test_of_a_programs_last_words_the_cause_is_told_and_not_its_consequence() ->
     ]
     assert elastic.last_error(lines).startswith(" ([ERROR][logstash.agent] Failed")
     assert elastic.last_error(lines[2:]) == ""
+    registered = "[ERROR][logstash.javapipeline][main] Pipeline error {:exception=>#<Grok::PatternError: pattern %{A} not defined>"
+    failed = '[ERROR][logstash.agent] Failed to execute action {:message=>"Could not execute action: PipelineAction::Create<main>, action_result: false"'
+    assert elastic.last_error([registered, failed, lines[1]]) == f" ({registered})"
     boot = ["[ERROR][o.e.b.Elasticsearch] [box] fatal exception while booting Elasticsearch"]
     thrown = "java.lang.IllegalArgumentException: unknown setting [zen.nonsense]"
     assert elastic.last_error([*boot, thrown, "\tat org.elasticsearch"]) == f" ({thrown})"
@@ -221,6 +224,46 @@ def test_lines_that_fit_no_pattern_are_bad_when_they_are_many(
 
 
 # --- Logstash -------------------------------------------------------------------------------------------------------
+
+
+def logstashs(monkeypatch: pytest.MonkeyPatch, state: str, *units: dict[str, str]) -> Any:
+    """Logstash's link where its API tells this state, its unit shows these one after another, and its log has a complaint."""
+    looks = iter(units)
+    monkeypatch.setattr(
+        pipeline, "unit", lambda name: {"ActiveState": "active", "UnitFileState": "enabled", **next(looks)}
+    )
+    known = {"main": {"details": {"status": {"state": state}}}} if state else {}
+    report = {"indicators": {"pipelines": {"indicators": known}}}
+    monkeypatch.setattr(pipeline, "api", lambda path: report if path == "/_health_report" else {})
+    monkeypatch.setattr(pipeline, "PATIENCE", 0.0)
+    monkeypatch.setattr(pipeline, "complaint", lambda name: " (FATAL it says why)")
+    here = target("install_elk")
+    here.edited = lambda task, under: ""
+    return pipeline.logstash(here)
+
+
+@pytest.mark.parametrize("state", ["", "UNKNOWN", "LOADING", "TERMINATED"])
+def test_a_pipeline_that_logstash_knows_does_not_run_yet(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    young = logstashs(monkeypatch, state, started(9))
+    assert young.state == "warn" and f"its pipeline does not ({state or 'missing'})" in young.cause
+    assert logstashs(monkeypatch, state, started(900)).state == "bad"
+    looping = logstashs(monkeypatch, state, {"NRestarts": "3", **started(9)})
+    assert (looping.state, looping.cause) == ("bad", "Logstash ends again and again (FATAL it says why)")
+
+
+def test_a_logstash_that_runs_is_not_well_when_it_ended_a_moment_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an event does to it is seen when that is read, which is after the pipeline runs."""
+    ended = {"NRestarts": "3", **started(9)}
+    link = logstashs(monkeypatch, "RUNNING", ended, ended)
+    assert link.state == "warn" and "started it again 9 s ago (FATAL it says why)" in link.cause
+    between = {"ActiveState": "activating", **ended}
+    assert logstashs(monkeypatch, "RUNNING", ended, between).state == "bad"
+
+
+def test_a_logstash_that_ended_long_ago_and_runs_since_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = {"NRestarts": "1", **started(900)}
+    assert logstashs(monkeypatch, "RUNNING", ended, ended).state == "ok"
+    assert logstashs(monkeypatch, "RUNNING", started(9), started(9)).state == "ok"
 
 
 def test_the_position_in_the_log_is_that_of_its_inode() -> None:

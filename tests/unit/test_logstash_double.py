@@ -407,7 +407,9 @@ def test_refuses_in_pipelines_yml(text: str, tmp_path: Path) -> None:
         pipelines(tmp_path / "pipelines.yml")
 
 
-@pytest.mark.parametrize("argv", [["--configtest"], ["agent"], ["-w", "2", "--nonsense"]])
+@pytest.mark.parametrize(
+    "argv", [["--configtest"], ["agent"], ["-w", "2", "--nonsense"], ["--queue.type", "memory"]]
+)
 def test_refuses_flags_that_there_are_none(argv: list[str]) -> None:
     with pytest.raises(ConfigurationError, match="Unrecognised option"):
         arguments(argv)

@@ -7,6 +7,7 @@ import gzip
 import http.server
 import json
 import os
+import pwd
 import signal
 import ssl
 import subprocess
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,11 +28,18 @@ from logstash_double.file_input import FileInput
 from logstash_double.outputs import rubydebug
 from logstash_double.pipeline import Pipeline
 from logstash_double.queues import DeadLetters, PersistentQueue
-from logstash_double.runner import Worker
+from logstash_double.runner import Worker, answers
 from logstash_double.settings import checked
 
+from fabfile import doctor as task
 from fabfile.engine.resources import ROOT
 from tests.unit import logstash, tls
+
+# Last: the target's modules import their neighbours by bare name.
+sys.path += [path for path in (str(task.FOLDER), str(task.OTHERS["mmdb"].parent)) if path not in sys.path]
+
+import pipeline
+import units
 
 DOUBLE = ROOT / "tests/doubles/logstash/root/usr/share/logstash/double"
 
@@ -139,12 +148,6 @@ def queue(folder: Path) -> PersistentQueue:
     return PersistentQueue(folder, page_bytes=2000, most_bytes=1 << 20)
 
 
-def after_a_crash(former: PersistentQueue) -> PersistentQueue:
-    """The kernel lets go of what a dead process held."""
-    former.held.close()
-    return queue(former.folder)
-
-
 def messages(waiting: PersistentQueue) -> list[str]:
     return [event.get("message") for _, event in waiting.take(1000, 0)]
 
@@ -154,7 +157,8 @@ def test_what_was_not_acknowledged_is_there_again(tmp_path: Path) -> None:
     first.put([Event({"message": str(number)}) for number in range(5)])
     first.acknowledge(first.take(2, 0))
     first.take(1, 0)
-    assert messages(after_a_crash(first)) == ["2", "3", "4"]
+    first.release()
+    assert messages(queue(tmp_path)) == ["2", "3", "4"]
 
 
 def test_pages_that_are_done_are_removed(tmp_path: Path) -> None:
@@ -163,7 +167,8 @@ def test_pages_that_are_done_are_removed(tmp_path: Path) -> None:
     assert len(waiting.pages()) > 5
     waiting.acknowledge(waiting.take(1000, 0))
     assert len(waiting.pages()) == 1
-    assert messages(after_a_crash(waiting)) == []
+    waiting.release()
+    assert messages(queue(tmp_path)) == []
 
 
 def test_an_event_that_a_crash_cut_off_was_never_there(tmp_path: Path) -> None:
@@ -171,27 +176,22 @@ def test_an_event_that_a_crash_cut_off_was_never_there(tmp_path: Path) -> None:
     waiting.put([Event({"message": "a"})])
     with waiting.pages()[0].open("ab") as page:
         page.write(b'[2, {"mess')
-    assert messages(after_a_crash(waiting)) == ["a"]
+    waiting.release()
+    assert messages(queue(tmp_path)) == ["a"]
 
 
-def test_a_queue_is_held_by_one_instance(tmp_path: Path) -> None:
-    held = queue(tmp_path)
-    with pytest.raises(ConfigurationError, match="exclusive access"):
+def test_a_queue_is_one_instances_until_that_ends(tmp_path: Path) -> None:
+    first = queue(tmp_path)
+    with pytest.raises(ConfigurationError, match="failed to obtain exclusive access"):
         queue(tmp_path)
-    held.release()
+    first.release()
     queue(tmp_path).release()
 
 
-def test_a_test_of_the_configuration_opens_the_queue_too(tmp_path: Path) -> None:
-    """With the folder of data of a running instance it is refused, with one of its own it is not."""
-    (tmp_path / "pipelines.yml").write_text(f"- pipeline.id: main\n  path.config: {tmp_path}/one.conf\n")
-    (tmp_path / "one.conf").write_text("filter { }")
-    values = {"path.data": f"{tmp_path}/data", "queue.type": "persisted"}
-    running = Worker(checked(values | {"pipeline.id": "main"}), "filter { }")
-    assert runner.test(checked(values), tmp_path) == 1
-    assert runner.test(checked(values | {"path.data": f"{tmp_path}/own"}), tmp_path) == 0
-    running.queue.release()
-    assert runner.test(checked(values), tmp_path) == 0
+def test_a_queue_needs_room_for_all_that_it_may_become(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="Unable to allocate"):
+        PersistentQueue(tmp_path, page_bytes=2000, most_bytes=1 << 60)
+    queue(tmp_path).release()
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("drop_newer", "a"), ("drop_older", "d")])
@@ -379,27 +379,52 @@ def get(url: str) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
-def test_the_api_tells_version_and_what_went_through(tmp_path: Path) -> None:
+def free_port() -> int:
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as taken:
-        port = taken.server_address[1]
+        return int(taken.server_address[1])
+
+
+def test_the_api_tells_version_and_what_went_through(tmp_path: Path) -> None:
+    port = free_port()
     values = {"path.data": str(tmp_path), "api.http.port": str(port), "queue.type": "persisted"}
     worker = Worker(checked(values), "filter { }")
-    api.serve(worker.settings, runner.answers([worker]))
+    api.serve(worker.settings, answers([worker]))
     status, about = get(f"http://127.0.0.1:{port}/?pretty")
-    assert status == 200 and (about["version"], about["status"]) == ("9.5.2", "green")
-    assert "workers" not in get(f"http://127.0.0.1:{port}/_node/pipelines")[1]["pipelines"]["main"]
-    worker.register()
-    assert get(f"http://127.0.0.1:{port}/_node/pipelines")[1]["pipelines"]["main"]["workers"]
+    assert status == 200 and (about["version"], about["status"]) == ("9.5.2", "yellow")
     found = get(f"http://127.0.0.1:{port}/_node/stats/pipelines")[1]["pipelines"]["main"]
     assert found["queue"]["max_queue_size_in_bytes"] == 1 << 30
     assert found["events"] == {"in": 0, "filtered": 0, "out": 0} and found["queue"]["type"] == "persisted"
     assert get(f"http://127.0.0.1:{port}/nothing")[0] == 404
 
 
-def started(folder: Path, text: str) -> subprocess.Popen[bytes]:
-    """The program itself, as a process. `allow_superuser`, since tests may be run by root."""
+def test_the_api_tells_workers_when_filters_are_registered_and_running_when_all_is(tmp_path: Path) -> None:
+    """As upstream: a pipeline that is not that far is in the statistics and in the health report, and is no node's."""
+    port = free_port()
+    worker = Worker(checked({"path.data": str(tmp_path), "api.http.port": str(port)}), "filter { }")
+    api.serve(worker.settings, answers([worker]))
+
+    def told() -> tuple[bool, bool, str]:
+        nodes, statistics = (
+            get(f"http://127.0.0.1:{port}/_node/{path}")[1]["pipelines"]
+            for path in ("pipelines", "stats/pipelines")
+        )
+        report = get(f"http://127.0.0.1:{port}/_health_report")[1]["indicators"]["pipelines"]["indicators"]
+        workers = statistics["main"]["pipeline"]["workers"] is not None
+        return "workers" in nodes.get("main", {}), workers, report["main"]["details"]["status"]["state"]
+
+    assert told() == (False, False, "LOADING")
+    worker.register()
+    assert told() == (True, True, "LOADING")
+    worker.start()
+    assert told() == (True, True, "RUNNING")
+
+
+def started(
+    folder: Path, text: str, more: str = "api.enabled: false", seconds: float = 0
+) -> subprocess.Popen[bytes]:
+    """The program itself, as a process that takes so long to start. `allow_superuser`, since tests may be run by root."""
     (folder / "logstash.yml").write_text(
-        f"path.data: {folder}/data\napi.enabled: false\nqueue.type: persisted\nallow_superuser: true\n"
+        f"path.data: {folder}/data\nqueue.type: persisted\nallow_superuser: true\n{more}\n"
     )
     (folder / "one.conf").write_text(text)
     argv = [
@@ -411,7 +436,12 @@ def started(folder: Path, text: str) -> subprocess.Popen[bytes]:
         "-f",
         str(folder / "one.conf"),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(DOUBLE), "LOGSTASH_DOUBLE_GEOIP": str(logstash.DATABASES)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(DOUBLE),
+        "LOGSTASH_DOUBLE_GEOIP": str(logstash.DATABASES),
+        "LOGSTASH_DOUBLE_STARTUP": str(seconds),
+    }
     return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -451,6 +481,102 @@ def test_kill_9_loses_nothing_and_the_same_line_has_the_same_id(
         for action, document in zip(bulk[::2], bulk[1::2], strict=True):
             assert names.setdefault(document["message"], action["create"]["_id"]) == action["create"]["_id"]
     assert len(set(names.values())) == len(lines)
+
+
+def simple(folder: Path, filters: str = "", sincedb: str = "sincedb") -> str:
+    reads = f'file {{ path => "{folder}/knock.log" sincedb_path => "{folder}/{sincedb}" }}'
+    return f"input {{ {reads} }} filter {{ {filters} }} output {{ stdout {{ codec => rubydebug }} }}"
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Path]:
+    """The folder of an instance that runs, and has opened its queue."""
+    process = started(tmp_path, simple(tmp_path))
+    wait(lambda: list(tmp_path.glob("data/queue/main/page.*")) != [])
+    yield tmp_path
+    process.kill()
+    process.wait()
+
+
+def test_its_test_opens_the_queue_and_is_refused_while_another_instance_has_it(
+    running: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--path.settings", str(running), "-t", "-f", str(running / "one.conf")]
+    assert runner.main(argv) == 1
+    assert "The given configuration is invalid. Reason: org.logstash.LockException" in caplog.text
+    assert runner.main([*argv, "--path.data", str(running / "other")]) == 0
+    assert capsys.readouterr().out == "Configuration OK\n"
+
+
+@pytest.fixture
+def checker(running: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Our program on the target, where that instance runs; it is its user's own disk that the program works on."""
+    module = ModuleType("checker")
+    exec((ROOT / "files/install_elk/logstash.py").read_text(), module.__dict__)
+    for name, text in (
+        ("runuser", f'shift 3\nstat -c "%a" {running}/disk/* >{running}/mode\nexec "$@"'),
+        ("logstash", f'PYTHONPATH={DOUBLE} exec {sys.executable} -m logstash_double "$@"'),
+    ):
+        (running / name).write_text(f"#!/bin/sh\n{text}\n")
+        (running / name).chmod(0o755)
+    (running / "disk").mkdir()
+    (running / "knockmap.env").write_text("KNOCKMAP_WRITER_KEY=id:key\n")
+    (running / "pipelines.yml").write_text(f"- pipeline.id: main\n  path.config: {running}/*.conf\n")
+    places = {"LOGSTASH": "logstash", "ETC": "", "SECRETS": "knockmap.env", "DISK": "disk"}
+    for name, path in places.items():
+        setattr(module, name, str(running / path))
+    monkeypatch.setenv("PATH", f"{running}:{os.environ['PATH']}")
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.getpwuid(os.getuid()))
+    return module
+
+
+def test_our_check_of_a_pipeline_works_beside_the_one_that_runs_and_leaves_nothing(
+    checker: ModuleType, running: Path
+) -> None:
+    checker.test()
+    assert (running / "mode").read_text() == "700\n"
+    assert list((running / "disk").iterdir()) == []
+    (running / "two.conf").write_text("filter { nonsense { } }")
+    with pytest.raises(SystemExit, match="nonsense"):
+        checker.test()
+    assert list((running / "disk").iterdir()) == []
+
+
+def test_who_waits_for_it_waits_until_its_pipeline_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, said = watched(tmp_path, simple(tmp_path), monkeypatch)
+    assert process.poll() is None and said[-1] == ("", "")
+    process.kill()
+    process.wait()
+    assert any("LOADING" in deploy and "LOADING" in doctor for deploy, doctor in said)
+
+
+@pytest.mark.parametrize(
+    ("filters", "sincedb"), [('grok { match => { "m" => "%{NO_SUCH}" } }', "sincedb"), ("", "")]
+)
+def test_who_waits_for_one_that_fails_in_register_never_takes_it_for_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: str, sincedb: str
+) -> None:
+    """Of a filter, and of an input, before which the API tells the workers already."""
+    process, said = watched(tmp_path, simple(tmp_path, filters, sincedb), monkeypatch)
+    assert process.poll() == 1
+    assert any("LOADING" in deploy for deploy, _ in said)
+    assert not any(deploy == "" or doctor == "" for deploy, doctor in said)
+
+
+def watched(
+    folder: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[subprocess.Popen[bytes], list[tuple[str, str]]]:
+    """An instance until it is ready or ends, and what a deploy and doctor said of it meanwhile."""
+    port = free_port()
+    monkeypatch.setattr(units, "LOGSTASH", str(port))
+    monkeypatch.setattr(pipeline, "PORT", port)
+    process, said = started(folder, text, f"api.http.port: {port}", seconds=0.3), [("not yet", "not yet")]
+    while process.poll() is None and said[-1] != ("", ""):
+        said.append((units.logstash(), pipeline.idle()))
+        time.sleep(0.01)
+    return process, said
 
 
 def test_a_log_that_cannot_be_read_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from . import VERSION, ConfigurationError
 from .settings import Settings
 
-Answers = dict[str, Callable[[], Any]]
+Answers = dict[str, Callable[[], Any]]  # by path; what is said for "/" is in every answer
 
 
 def serve(settings: Settings, answers: Answers) -> None:
@@ -52,10 +52,10 @@ def handler(settings: Settings, address: str, answers: Answers) -> type[BaseHTTP
         def do_GET(self) -> None:
             path = self.path.split("?")[0].rstrip("/") or "/"
             found = answers.get(path)
-            body = about | {"status": "green"} | (found() if found else {})
-            if not found and path != "/":
-                body = {"path": path, "status": 404, "error": {"message": "Not Found"}}
-            self.answer(200 if found or path == "/" else 404, body)
+            if found:
+                self.answer(200, about | answers["/"]() | found())
+            else:
+                self.answer(404, {"path": path, "status": 404, "error": {"message": "Not Found"}})
 
         def answer(self, status: int, body: Any) -> None:
             text = json.dumps(body).encode()

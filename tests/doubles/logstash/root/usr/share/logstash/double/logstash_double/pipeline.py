@@ -41,12 +41,26 @@ class Pipeline:
             raise NotDoubled("branches in the inputs or the outputs")
 
     def register(self) -> None:
+        """In upstream's order."""
+        self.register_outputs()
+        self.register_filters()
+        self.register_inputs()
+
+    def register_outputs(self) -> None:
+        for output in self.outputs.values():
+            output.register()
+
+    def register_filters(self) -> None:
         for branch in branches(self.sections["filter"]):
             for test, _ in branch.cases:
                 if test is not None:
                     conditions.check(test)
-        for plugin in (*self.filters.values(), *self.outputs.values(), *self.inputs):
+        for plugin in self.filters.values():
             plugin.register()
+
+    def register_inputs(self) -> None:
+        for source in self.inputs:
+            source.register()
 
     def filter(self, events: Iterable[Event]) -> list[Event]:
         """Those that come through."""

@@ -1,6 +1,7 @@
 """The persistent queue and the dead letter queue: files of JSON lines.
 
 An event is acknowledged when the outputs have it. What was put in and not acknowledged is there again after kill -9.
+A persistent queue belongs to one Logstash as long as that runs.
 """
 
 from __future__ import annotations
@@ -9,16 +10,28 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import threading
 from collections import deque
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import ConfigurationError
 from .event import Event, stamp
 
 Entry = tuple[int, Event]
+
+
+def locked(folder: Path) -> IO[str]:
+    """The folder's lock, held until it is closed. Raises BlockingIOError where somebody holds it."""
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise
+    return file
 
 
 class MemoryQueue:
@@ -58,11 +71,11 @@ class MemoryQueue:
             self.closed = True
             self.changed.notify_all()
 
+    def release(self) -> None:
+        """Let another one have it."""
+
     def size(self) -> int:
         return 0
-
-    def release(self) -> None:
-        """Nobody puts or takes any more: another instance may have it."""
 
     def store(self, number: int, event: Event) -> None:
         pass
@@ -75,20 +88,16 @@ class MemoryQueue:
 
 
 class PersistentQueue(MemoryQueue):
-    """Pages of JSON lines in a folder, and a checkpoint: the number of the last event that is acknowledged."""
+    """Pages of JSON lines in a folder, and a checkpoint: the number of the last event that is acknowledged.
+
+    Raises ConfigurationError where another one has the folder, or where the disk has no room for the whole queue.
+    """
 
     def __init__(self, folder: Path, page_bytes: int, most_bytes: int) -> None:
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
-        self.held = (folder / ".lock").open("w")
-        try:
-            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigurationError(
-                "The queue failed to obtain exclusive access, cause: Lock held by another virtual machine on lock path: "
-                f"{folder}/.lock"
-            ) from None
         self.folder, self.page_bytes, self.most_bytes = folder, page_bytes, most_bytes
+        self.lock = self.exclusive()
         self.checkpoint = folder / "checkpoint.head"
         self.done = int(self.checkpoint.read_text() or 0) if self.checkpoint.exists() else 0
         self.number = self.done
@@ -96,9 +105,26 @@ class PersistentQueue(MemoryQueue):
             self.load(page)
         self.page = (folder / f"page.{self.number:020}").open("ab")
 
+    def exclusive(self) -> IO[str]:
+        try:
+            lock = locked(self.folder)
+        except BlockingIOError:
+            raise ConfigurationError(
+                "org.logstash.LockException: The queue failed to obtain exclusive access, cause: Lock held by another program "
+                f"on lock path: {self.folder}/.lock"
+            ) from None
+        missing = self.most_bytes - self.size()
+        if shutil.disk_usage(self.folder).free < missing:
+            lock.close()
+            raise ConfigurationError(
+                f"java.io.IOException: Unable to allocate {missing} more bytes for persisted queue on top of its current usage "
+                f"of {self.size()} bytes"
+            )
+        return lock
+
     def release(self) -> None:
         self.page.close()
-        self.held.close()
+        self.lock.close()
 
     def pages(self) -> list[Path]:
         return sorted(self.folder.glob("page.*"))

@@ -7,7 +7,6 @@ fails, the others go on; without any it ends with 0, and systemd starts it anew.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
 import logging
@@ -23,23 +22,29 @@ from . import VERSION, ConfigurationError, api, jvm
 from .elasticsearch import Elasticsearch, Stopped
 from .event import Event
 from .pipeline import Pipeline
-from .queues import DeadLetters, MemoryQueue, PersistentQueue
+from .queues import DeadLetters, MemoryQueue, PersistentQueue, locked
 from .settings import Settings, arguments, checked, configuration, load, pipelines
 
 LOG = logging.getLogger("logstash.runner")
-# `systemctl start` is back long before Logstash is there; who does not wait for it is to notice. Set by bin/logstash.
+# `systemctl start` is back long before Logstash is there; who does not wait for it is to notice. A third of these seconds passes
+# before the API answers, one before any plugin is registered, one before the inputs are. Set by bin/logstash.
 STARTUP = float(os.environ.get("LOGSTASH_DOUBLE_STARTUP", "0"))
+# The worst is the last.
+COLORS = {"RUNNING": "green", "UNKNOWN": "unknown", "LOADING": "yellow", "TERMINATED": "red"}
 
 
 class Worker:
-    """One pipeline that runs: a thread that reads the inputs, a thread that filters and writes."""
+    """One pipeline: a thread that reads the inputs, a thread that filters and writes. Made, registered, started.
+
+    `state` is what the health report says of it. `configured` as soon as upstream would say how many workers it has: between
+    its filters' registration and its inputs'.
+    """
 
     def __init__(self, settings: Settings, text: str) -> None:
         self.settings, self.name = settings, settings["pipeline.id"]
+        self.state, self.configured = "LOADING", False
         self.pipeline = Pipeline(text)
-        self.pipeline.register()
-        self.queue = queue_of(settings)
-        self.registered = False
+        self.queue = make_queue(settings)
         self.stopping = threading.Event()
         self.counts = {"in": 0, "filtered": 0, "out": 0}
         self.failed = ""
@@ -64,10 +69,14 @@ class Worker:
 
     def register(self) -> None:
         """An Elasticsearch that is away is waited for later; raises ConfigurationError where it refuses the credentials."""
+        self.pipeline.register_outputs()
         for output in self.elasticsearches():
             with contextlib.suppress(OSError, http.client.HTTPException, json.JSONDecodeError):
                 output.connect()
-        self.registered = True
+        self.pipeline.register_filters()
+        self.configured = True
+        time.sleep(STARTUP / 3)
+        self.pipeline.register_inputs()
 
     def guard(self, run: Any) -> None:
         """A plugin that fails ends its pipeline."""
@@ -77,7 +86,7 @@ class Worker:
             pass
         except Exception as error:
             LOG.error("Pipeline error pipeline_id=%s exception=%s", self.name, error)
-            self.failed = str(error)
+            self.failed, self.state = str(error), "TERMINATED"
             self.stop()
 
     def read(self) -> None:
@@ -113,6 +122,7 @@ class Worker:
 
     def start(self) -> None:
         LOG.info('Pipeline started {"pipeline.id"=>"%s"}', self.name)
+        self.state = "RUNNING"
         for thread in self.threads:
             thread.start()
 
@@ -148,14 +158,12 @@ class Worker:
         return {
             "events": self.counts,
             "plugins": {"filters": filters},
+            "pipeline": {"workers": self.settings["pipeline.workers"] if self.configured else None},
             "queue": queue,
             "dead_letter_queue": letters,
         }
 
     def about(self) -> dict[str, Any]:
-        """A pipeline is told of as soon as it is there; what it works with only once its plugins are registered."""
-        if not self.registered:
-            return {"hash": str(hash(self.name))}
         return {
             "workers": self.settings["pipeline.workers"],
             "batch_size": self.settings["pipeline.batch.size"],
@@ -165,8 +173,8 @@ class Worker:
         }
 
 
-def queue_of(settings: Settings) -> MemoryQueue:
-    """Raises ConfigurationError where another instance has the folder of a persistent one."""
+def make_queue(settings: Settings) -> MemoryQueue:
+    """Opened: a persistent one is locked until it is released. Raises ConfigurationError."""
     if settings["queue.type"] == "memory":
         return MemoryQueue()
     folder = settings.folder("path.queue") / settings["pipeline.id"]
@@ -189,12 +197,14 @@ def texts(settings: Settings, folder: Path) -> list[tuple[Settings, str]]:
 
 
 def test(settings: Settings, folder: Path) -> int:
-    """-t: plugins are made and the queue is opened, and nothing is registered; so unknown patterns and contradictions
-    show at the start only, and a queue that a running instance holds is an invalid configuration."""
+    """-t: plugins are made, and nothing is registered; so unknown patterns and contradictions show at the start only.
+
+    The folder of data is not locked, and yet the queue in it is opened.
+    """
     try:
         for own, text in texts(settings, folder):
             Pipeline(text)
-            queue_of(own).release()
+            make_queue(own).release()
     except ConfigurationError as error:
         LOG.fatal("The given configuration is invalid. Reason: %s", error)
         return 1
@@ -207,46 +217,58 @@ def lock(settings: Settings) -> Any:
     folder = Path(settings["path.data"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError:
-        raise ConfigurationError(
-            f'Path "{folder}" must be a writable directory. It is not writable.'
-        ) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return locked(folder)
     except BlockingIOError:
         raise ConfigurationError(
             "Logstash could not be started because there is already another instance using the configured data directory.  "
             'If you wish to run multiple instances, you must change the "path.data" setting.'
         ) from None
-    return file
+    except OSError:
+        raise ConfigurationError(
+            f'Path "{folder}" must be a writable directory. It is not writable.'
+        ) from None
 
 
-def start(settings: Settings, folder: Path) -> list[Worker]:
-    """The pipelines whose plugins could be registered. The API answers before that, and tells of those that are made."""
-    workers: list[Worker] = []
-    if settings["api.enabled"]:
-        api.serve(settings, answers(workers))
+def make(settings: Settings, folder: Path, known: list[Worker]) -> None:
+    """All pipelines that can be made, into `known`, of which the API tells."""
     for own, text in texts(settings, folder):
         try:
-            workers.append(Worker(own, text))
-            workers[-1].register()
+            known.append(Worker(own, text))
         except ConfigurationError as error:
-            workers[:] = [worker for worker in workers if worker.registered]
             LOG.error(
                 "Failed to execute action id=%s exception=LogStash::ConfigurationError: %s",
                 own["pipeline.id"],
                 error,
             )
-    return workers
+
+
+def register(workers: list[Worker]) -> list[Worker]:
+    """Those that can be started."""
+    time.sleep(STARTUP / 3)
+    for worker in workers:
+        try:
+            worker.register()
+        except ConfigurationError as error:
+            worker.state = "UNKNOWN"
+            worker.queue.release()
+            LOG.error("Pipeline error pipeline_id=%s exception=%s", worker.name, error)
+            LOG.error(
+                "Failed to execute action id=%s message=Could not execute action: PipelineAction::Create<%s>, action_result: false",
+                worker.name,
+                worker.name,
+            )
+    return [worker for worker in workers if worker.state == "LOADING"]
 
 
 def run(settings: Settings, folder: Path) -> int:
-    time.sleep(STARTUP)
-    held = lock(settings)
-    workers = start(settings, folder)
+    time.sleep(STARTUP / 3)
+    held, known = lock(settings), list[Worker]()
+    if settings["api.enabled"]:
+        api.serve(settings, answers(known))
+    make(settings, folder, known)
+    workers = register(known)
     if not workers:
-        LOG.error("Logstash stopped processing because of an error: no pipeline could be started")
+        LOG.fatal("Logstash stopped processing because of an error: (SystemExit) exit")
         return 1
 
     def stop(*_: Any) -> None:
@@ -260,21 +282,35 @@ def run(settings: Settings, folder: Path) -> int:
     for worker in workers:
         for thread in worker.threads:
             thread.join()
+        worker.queue.release()
     held.close()
     LOG.info("Logstash shut down.")
     return 0
 
 
 def answers(workers: list[Worker]) -> api.Answers:
-    def running() -> list[Worker]:
-        return [worker for worker in workers if not worker.failed]
-
+    """By path. What is told of a pipeline is told before it runs, and still when it has failed."""
     return {
-        "/_node/pipelines": lambda: {"pipelines": {worker.name: worker.about() for worker in running()}},
+        "/": lambda: {"status": health(workers)["status"]},
+        "/_health_report": lambda: health(workers),
+        "/_node/pipelines": lambda: {
+            "pipelines": {worker.name: worker.about() for worker in workers if worker.configured}
+        },
         "/_node/stats/pipelines": lambda: {
-            "pipelines": {worker.name: worker.statistics() for worker in running()}
+            "pipelines": {worker.name: worker.statistics() for worker in workers}
         },
     }
+
+
+def health(workers: list[Worker]) -> dict[str, Any]:
+    """The worst color of all is that of the whole."""
+    states = {worker.name: worker.state for worker in list(workers)}
+    pipelines = {
+        name: {"status": COLORS[state], "details": {"status": {"state": state}}}
+        for name, state in states.items()
+    }
+    color = COLORS[max(states.values(), key=list(COLORS).index, default="RUNNING")]
+    return {"status": color, "indicators": {"pipelines": {"status": color, "indicators": pipelines}}}
 
 
 def main(argv: list[str]) -> int:

@@ -69,6 +69,14 @@ ADVICE = dict.fromkeys(
 )
 
 
+# What may stand on the command line; the rest is a matter of the files alone.
+VALUES = (
+    *("node.name", "pipeline.id", "pipeline.ordered", "pipeline.ecs_compatibility", "path.data", "path.logs"),
+    *("config.reload.interval", "api.enabled", "api.http.host", "api.http.port", "log.level", "log.format"),
+)
+SWITCHES = ("pipeline.unsafe_shutdown", "config.debug")
+
+
 @dataclass(frozen=True)
 class Settings:
     values: dict[str, Any]
@@ -195,7 +203,7 @@ def configuration(pattern: str) -> str:
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-    """Flags as upstream's; `--name value` for any setting. Unknown or removed ones end the program with status 1."""
+    """Flags as upstream's. Unknown or removed ones end the program with status 1."""
     parser = argparse.ArgumentParser(prog="logstash", allow_abbrev=False, exit_on_error=False)
     parser.add_argument(
         "--path.settings", dest="folder", type=Path, default=Path("/usr/share/logstash/config")
@@ -205,11 +213,17 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "-t", "--config.test_and_exit", dest="config.test_and_exit", action="store_const", const=True
     )
+    parser.add_argument(
+        "-r", "--config.reload.automatic", dest="config.reload.automatic", action="store_const", const=True
+    )
     parser.add_argument("-w", "--pipeline.workers", dest="pipeline.workers")
+    parser.add_argument("-b", "--pipeline.batch.size", dest="pipeline.batch.size")
+    parser.add_argument("-u", "--pipeline.batch.delay", dest="pipeline.batch.delay")
     parser.add_argument("-V", "--version", dest="version", action="store_true")
-    spoken = {"path.config", "config.string", "config.test_and_exit", "pipeline.workers"}
-    for name in KNOWN.keys() - spoken:
+    for name in VALUES:
         parser.add_argument(f"--{name}", dest=name)
+    for name in SWITCHES:
+        parser.add_argument(f"--{name}", dest=name, action="store_const", const=True)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ConfigurationError(f"Unrecognised option '{unknown[0]}'")
