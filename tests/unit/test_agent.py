@@ -203,6 +203,24 @@ def test_a_file_that_breaks_the_whole_is_taken_back(run: Run, root: Path) -> Non
     assert (root / "etc/a").read_text() == "good\n"
 
 
+def test_a_file_that_a_killed_run_left_unverified_is_verified_by_the_next(run: Run, root: Path) -> None:
+    (root / "etc/a").write_text("good\n")
+    verify = ("grep", "-q", "^taken", str(root / "etc/judge"))
+    (root / "etc/judge").write_text("taken\n")
+    plan = File("/etc/a", text="new\n", verify=verify, **ME)
+    assert statuses(run(plan)) == ["changed"]
+    journal = root / "var/lib/knockmap/journal/journal.json"
+    entries = json.loads(journal.read_text())
+    entries["file:/etc/a"]["unfinished"] = True  # as a kill in the middle of the verification leaves it
+    journal.write_text(json.dumps(entries))
+    (root / "etc/judge").write_text("refused\n")
+    (event,) = run(plan)
+    assert event["status"] == "failed" and "what was there before is back" in event["message"]
+    assert (root / "etc/a").read_text() == "good\n"
+    (root / "etc/judge").write_text("taken\n")
+    assert [statuses(run(plan)), statuses(run(plan))] == [["changed"], ["ok"]]
+
+
 def test_the_first_failure_stops_and_the_rest_is_skipped(run: Run, root: Path) -> None:
     events = run(
         File("/etc/a", text="a", **ME),

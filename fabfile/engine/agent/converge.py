@@ -138,7 +138,7 @@ def settle(want: Want, wants: list[Want], journal: Journal, check: bool, diff: b
     differing = [key for key in wanted if have.get(key) != wanted[key]]
     if not differing:
         if not check and journal.unfinished(want):
-            item.finish()
+            item.resume()
             journal.after(want, have)
         emit("result", id=want["id"], task=want["task"], status="ok", message="")
         return

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from . import machine
@@ -89,17 +90,30 @@ class File(Item):
             must(f"the new {self.want['path']} was refused and is not in place", *argv)
 
     def verify(self, have: Have, former: bytes | None) -> None:
+        def as_before() -> None:
+            if former is None:
+                remove(self.want["path"])
+            else:
+                put(self.want["path"], former, have["mode"], have["owner"], have["group"])
+
+        self.must_pass(as_before)
+
+    def must_pass(self, as_before: Callable[[], Any]) -> None:
+        """What reads the file takes it, or what was there before comes back."""
         done = run(*self.want["verify"])
         if done.returncode == 0:
             return
-        if former is None:
-            remove(self.want["path"])
-        else:
-            put(self.want["path"], former, have["mode"], have["owner"], have["group"])
+        as_before()
         raise Failure(
             f"{self.want['path']} was refused by `{' '.join(self.want['verify'])}`; what was there before is back",
             done.stdout + done.stderr,
         )
+
+    def resume(self) -> None:
+        """In place, and perhaps never verified."""
+        if self.want["verify"]:
+            before = self.journal.entries[self.want["id"]]["before"]
+            self.must_pass(lambda: self.restore(before, {"data": False}))
 
     def receive(self, wanted: Have) -> None:
         part = receive(self.want["id"], self.want["blob"])

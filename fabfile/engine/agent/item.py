@@ -37,6 +37,10 @@ class Item:
     def finish(self) -> None:
         """Write down what is left when it is as it shall be."""
 
+    def resume(self) -> None:
+        """It is as it shall be, by a run that was killed before it could say so."""
+        self.finish()
+
     def keeps(self, before: Have, options: dict[str, Any]) -> str:
         """Why undo with these options leaves it as it is; an empty string if it does not."""
         return ""
