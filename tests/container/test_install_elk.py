@@ -492,6 +492,45 @@ def test_goes_on_after_a_reboot(fab: FabCommand, box: Box, elastic: dict[str, st
     assert count(box, stored + sent.v4 + sent.v6) == stored + sent.v4 + sent.v6
 
 
+def invocations(box: Box) -> str:
+    """Another one after each start of one of the two."""
+    return shell(
+        box,
+        "systemctl is-active elasticsearch logstash && systemctl show -P InvocationID elasticsearch logstash",
+    )
+
+
+def archives(box: Box) -> str:
+    """What apt keeps of Elastic's."""
+    return shell(box, "ls /var/cache/apt/archives | grep -E '^(elasticsearch|kibana|logstash)_' || true")
+
+
+def test_a_version_that_is_not_there_is_refused_and_everything_runs_on(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    before = invocations(box)
+    refused = fab(box, "install-elk", **{**elastic, "KNOCKMAP_ELASTIC_VERSION": "9.5.99"})
+    if "KNOCKMAP_ELASTIC_PACKAGES" in elastic:  # then it is the folder here that does not have it
+        assert refused.rc == 2 and "must hold one elasticsearch-9.5.99" in refused.out
+    else:
+        assert refused.rc == 1 and "no version 9.5.99 of elasticsearch" in refused.out, refused.out
+        assert re.search(r"there (is|are) .*\d; nothing was stopped", refused.out), refused.out
+    assert invocations(box) == before
+    assert fab(box, "install-elk", **elastic).rc == 0
+    assert invocations(box) == before
+
+
+def test_a_mirror_that_is_away_stops_nothing(
+    fab: FabCommand, box: Box, elastic: dict[str, str], elastic_next: dict[str, str]
+) -> None:
+    before, away = invocations(box), {"KNOCKMAP_ELASTIC_MIRROR": "http://127.0.0.1:9"}
+    if "KNOCKMAP_ELASTIC_PACKAGES" not in elastic:
+        refused = fab(box, "install-elk", **{**elastic_next, **away})
+        assert refused.rc == 1 and "nothing was stopped" in refused.out, refused.out
+        assert fab(box, "install-elk", **elastic).rc == 0
+    assert invocations(box) == before
+
+
 def test_a_higher_version_is_one_setting_and_a_lower_one_is_refused(
     fab: FabCommand, box: Box, elastic: dict[str, str], elastic_next: dict[str, str]
 ) -> None:
@@ -503,6 +542,7 @@ def test_a_higher_version_is_one_setting_and_a_lower_one_is_refused(
     assert set(shell(box, "apt-mark showhold").split()) >= {"elasticsearch", "logstash"}
     assert call(box, "GET", "/")[1]["version"]["number"] == higher
     assert count(box, stored) == stored
+    assert archives(box) == ""
     assert ", 0 changed, 0 failed" in fab(box, "install-elk", **elastic_next).last
     refused = fab(box, "install-elk", **elastic)
     assert refused.rc == 1 and f"set elastic_version = {higher}" in refused.out

@@ -280,7 +280,10 @@ def test_packages_come_from_a_folder_only_if_all_are_in_it(tmp_path: Path) -> No
 
 APT = """
 echo "apt-get $*" >>{root}/did
-case "$*" in *" -s "*|"-s "*) exit 0 ;; esac
+case "$*" in
+*=9.5.9*) echo "E: Version '9.5.9' for 'elasticsearch' was not found"; exit 100 ;;
+*--download-only*|"-q "*" update") exit 0 ;;
+esac
 echo "The generated password for the elastic built-in superuser is : LEAKED"
 echo "Unpacking elasticsearch"
 cp {root}/after {root}/dpkg
@@ -294,6 +297,9 @@ def elastic_apt(root: Path, monkeypatch: pytest.MonkeyPatch, before: str, after:
     (root / "var/lib/apt/lists").mkdir(parents=True, exist_ok=True)
     (root / "var/lib/apt/lists/x_Release").touch()
     program_in(root, monkeypatch, "apt-get", APT.format(root=root))
+    program_in(
+        root, monkeypatch, "apt-cache", "printf ' elasticsearch | %s | http://x Packages\\n' 9.5.2 9.4.0"
+    )
     program_in(root, monkeypatch, "apt-mark", HELD.format(root=root))
     program_in(root, monkeypatch, "systemctl", f'echo "systemctl $*" >>{root}/did')
 
@@ -335,11 +341,55 @@ def test_an_upgrade_stops_in_order_what_runs_and_keeps_the_hold(
 ) -> None:
     elastic_apt(root, monkeypatch, "elasticsearch hi 9.4.0", "elasticsearch ii 9.5.2")
     assert statuses(run(PACKAGE)) == ["changed"]
-    words = [line for line in (root / "did").read_text().splitlines() if " -s " not in f" {line} "]
-    stops = [line for line in words if line.startswith("systemctl stop")]
-    assert stops == ["systemctl stop logstash.service", "systemctl stop elasticsearch.service"]
-    assert words.index(stops[-1]) < next(n for n, line in enumerate(words) if "elasticsearch=9.5.2" in line)
-    assert words[-1] == "apt-mark hold elasticsearch"
+    did = [line.partition("--no-remove ")[2] or line for line in (root / "did").read_text().splitlines()]
+    assert did == [
+        "install --download-only elasticsearch=9.5.2",
+        "systemctl stop logstash.service",
+        "systemctl stop elasticsearch.service",
+        "install elasticsearch=9.5.2",
+        "apt-mark hold elasticsearch",
+    ]
+
+
+def test_everything_is_here_before_anything_is_stopped(
+    run: Run,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what comes after the first package, and nothing that is there already."""
+    elastic_apt(root, monkeypatch, "elasticsearch hi 9.4.0", "elasticsearch ii 9.5.2\nkibana ii 9.5.2")
+    put(root / "dpkg", "elasticsearch hi 9.4.0\nkibana hi 9.4.0\nlogstash hi 1:9.5.2-1\n")
+    others = [Package("kibana=9.5.2", hold=True), Package("logstash=1:9.5.2-1")]
+    run(PACKAGE, *others)
+    first = (root / "did").read_text().splitlines()[0]
+    assert first.endswith(" install --download-only elasticsearch=9.5.2 kibana=9.5.2")
+
+
+def test_a_version_that_is_not_there_stops_nothing_and_those_that_are_there_are_said(
+    run: Run,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elastic_apt(root, monkeypatch, "elasticsearch hi 9.4.0", "")
+    events = run(Package("elasticsearch=9.5.9", stops=("elasticsearch.service",)))
+    said = messages([event for event in events if event["event"] == "result"])
+    assert "no version 9.5.9 of elasticsearch" in said
+    assert said.endswith("; there are 9.5.2, 9.4.0; nothing was stopped")
+    assert "systemctl" not in (root / "did").read_text()
+    assert not (root / "var/lib/knockmap/journal").exists()
+
+
+def test_apt_keeps_no_archive_of_what_was_installed_in_an_exact_version(
+    run: Run,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elastic_apt(root, monkeypatch, "", "elasticsearch ii 9.5.2")
+    folder = root / "var/cache/apt/archives"
+    for name in ("elasticsearch_9.4.0", "elasticsearch_9.5.2", "elasticsearch-oss_7.1", "cron_3.0"):
+        put(folder / f"{name}_amd64.deb", "")
+    assert statuses(run(PACKAGE)) == ["changed"]
+    assert {path.name.partition("_")[0] for path in folder.iterdir()} == {"elasticsearch-oss", "cron"}
 
 
 def test_a_released_hold_is_repaired_without_apt_get(
@@ -372,6 +422,28 @@ def test_packages_brought_along_are_asked_for_by_hash_installed_and_not_left_beh
     assert installed and installed[1].endswith(".elasticsearch-9.5.2-amd64.deb")
     assert list((root / "var/lib/knockmap/incoming").iterdir()) == []
     assert statuses(run(package)) == ["ok"]  # and nothing is asked for
+
+
+def test_packages_brought_along_are_here_before_anything_is_stopped(
+    run: Run,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    import zlib
+
+    elastic_apt(root, monkeypatch, "elasticsearch hi 9.4.0", "elasticsearch ii 9.5.2")
+    deb = tmp_path / "elasticsearch-9.5.2-amd64.deb"
+    deb.write_bytes(b"the newer package")
+    sent = zlib.compress(b"the newer package")
+    package = Package("elasticsearch=9.5.2", debs=(deb,), stops=("elasticsearch.service",))
+    events = run(package, answer=b"%d\n" % len(sent) + sent + b"0\n")
+    assert [e["event"] for e in events if e["event"] != "progress"] == ["need", "result"]
+    did = [line.split("-amd64")[0].rpartition(" ")[0] for line in (root / "did").read_text().splitlines()]
+    assert [words.rpartition("--no-remove ")[2] for words in did] == [
+        *("install --download-only", "systemctl stop", "install")
+    ]
+    assert list((root / "var/lib/knockmap/incoming").iterdir()) == []
 
 
 def test_a_damaged_package_is_thrown_away(
