@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.server
 import ipaddress
 import json
+import os
 import re
 import ssl
 import sys
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -21,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import fabfile
-from fabfile import collector, elastic_pipeline, elastic_source, install_elk
+from fabfile import collector, elastic_pipeline, elastic_source, install_elk, kibana
 from fabfile.engine.agent import elastic, facts, item, packages, units
 from fabfile.engine.agent.elastic import Heaps, heaps, needed
 from fabfile.engine.resources import (
@@ -138,16 +140,64 @@ def dpkg(root: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     item.observed.clear()
 
 
-def test_a_small_disk_is_refused_until_the_packages_are_there(
-    root: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(elastic, "DISK_MIB", 1 << 40)
+ALL_THREE = ("elasticsearch=9.5.2", "logstash=1:9.5.2-1", "kibana=9.5.2")
+
+
+def disk(root: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
+    """One disk with so many MiB."""
+    (root / "var/cache").mkdir(parents=True, exist_ok=True)
+    told = SimpleNamespace(f_frsize=1 << 20, f_blocks=total, f_bavail=free)
+    monkeypatch.setattr(os, "statvfs", lambda path: told)
+
+
+def test_the_disk_that_the_readme_names_is_enough_and_what_it_says_of_the_need_is_so() -> None:
+    (size,) = re.findall(r"^\| memory, disk \|.*GB, (\d+) GB \|$", README, re.M)
+    (need,) = re.findall(r"([\d.]+) GiB of free disk and a tenth", README)
+    whole, mib = int(size) * 10**9 >> 20, sum(elastic.disk_needed(list(elastic.SIZES)).values())
+    assert f"{mib / 1024:.1f}" == need
+    system, reserved = 2500, whole // 20  # an Ubuntu, and what ext4 keeps for root
+    assert mib + elastic.left_free(whole) <= whole - system - reserved
+
+
+def test_packages_come_one_after_the_other_but_for_an_upgrade_all_at_once() -> None:
+    some = ["elasticsearch", "logstash"]
+    assert elastic.disk_needed(some)["/var/cache"] == 680
+    assert elastic.disk_needed([], some) == {"/var/cache": 1100, "/usr": 1300, "/var/lib": 0}
+    assert elastic.disk_needed(["kibana"], some) == {"/var/cache": 1490, "/usr": 2480, "/var/lib": 0}
+    assert elastic.disk_needed(["logstash"])["/var/lib"] == elastic.QUEUE_MIB
+
+
+def test_a_large_disk_need_not_be_empty_by_a_tenth() -> None:
+    assert [elastic.left_free(total >> 10 << 10) >> 10 for total in (20 << 10, 9 << 20)] == [2, 150]
+
+
+def test_what_is_there_in_its_version_needs_no_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk(root, monkeypatch, total=10_000, free=4200)
     dpkg(root, monkeypatch)
-    said = elastic.fact_elastic_disk("elasticsearch=9.5.2")
-    assert re.search(r"GiB free on the disk of /usr, needs \d+", said) and "df -h" in said
-    dpkg(root, monkeypatch, "elasticsearch hi 9.5.2")
-    assert elastic.fact_elastic_disk("elasticsearch=9.5.2") == ""
+    said = elastic.fact_elastic_disk(*ALL_THREE)
+    assert "4.1 GiB free on the disk of /var/cache, /usr, /var/lib, needs 5.8, 1.0 of them since" in said
+    assert "df -h" in said
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.2", "logstash hi 1:9.5.2-1")
+    assert elastic.fact_elastic_disk(*ALL_THREE) == ""
+    disk(root, monkeypatch, total=10_000, free=1500)
+    assert "1.5 GiB free on the disk of /var/cache, /usr, /var/lib, needs 1.5: " in elastic.fact_elastic_disk(
+        *ALL_THREE
+    )
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.1", "logstash hi 1:9.5.1-1", "kibana hi 9.5.1")
+    assert "needs 2.7: " in elastic.fact_elastic_disk(*ALL_THREE)
+    disk(root, monkeypatch, total=10_000, free=10)
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.2", "logstash hi 1:9.5.2-1", "kibana hi 9.5.2")
+    assert elastic.fact_elastic_disk(*ALL_THREE) == ""
+
+
+def test_kibana_is_asked_about_where_it_is_to_come() -> None:
+    asked = {
+        r.name: r.given
+        for r in (*install_elk.resources(Settings()), *kibana.resources(Settings()))
+        if isinstance(r, Requirement) and r.name.endswith("_disk")
+    }
+    assert asked == {"elastic_disk": ALL_THREE[:2], "kibana_disk": ALL_THREE}
+    assert set(asked) <= elastic.FACTS.keys()
 
 
 def test_a_foreign_listener_is_named_and_our_own_units_are_none(
