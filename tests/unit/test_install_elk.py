@@ -46,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "files" / "install_elk"))
 
 import data_stream
 import security
+import units as on_target
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -253,10 +254,34 @@ def test_an_elasticsearch_of_somebody_else_is_left_alone(
     )
 
 
-def test_data_without_their_server_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ("var/lib/elasticsearch/node.lock", "move that away: `mv /var/lib/elasticsearch /var/lib/elast"),
+        # What a purge leaves there.
+        (
+            "etc/elasticsearch/elasticsearch.keystore",
+            "`dpkg --purge elasticsearch; rm -r /etc/elasticsearch`",
+        ),
+    ],
+)
+def test_what_a_server_left_that_is_not_there_is_refused_with_the_way_out(
+    root: Path, monkeypatch: pytest.MonkeyPatch, left: str, said: str
+) -> None:
     dpkg(root, monkeypatch)
-    put(root / "var/lib/elasticsearch/node.lock", "")
-    assert "/var/lib/elasticsearch holds data" in elastic.fact_elastic_versions("9.5.2", "elasticsearch")
+    put(root / left, "")
+    found = elastic.fact_elastic_versions("9.5.2", "elasticsearch")
+    assert found.startswith(f"/{Path(left).parent} holds what is left") and said in found
+    (root / left).unlink()
+    assert elastic.fact_elastic_versions("9.5.2", "elasticsearch") == ""
+
+
+def test_an_installation_that_broke_off_is_gone_on_with(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dpkg(root, monkeypatch, "elasticsearch iF 9.5.2")
+    put(root / "etc/elasticsearch/elasticsearch.yml.dpkg-new", "")
+    entry = {"want": {"names": ["elasticsearch=9.5.2"]}, "unfinished": True}
+    put(root / "var/lib/knockmap/journal/journal.json", json.dumps({"package:elasticsearch": entry}))
+    assert elastic.fact_elastic_versions("9.5.2", "elasticsearch") == ""
 
 
 def test_a_second_entry_for_the_archive_is_named(root: Path) -> None:
@@ -724,6 +749,44 @@ def test_elasticsearch_listens_on_loopback_alone_and_keeps_what_the_package_set_
     assert len(keys) == len(set(keys))
     for kept in ("keystore.path: certs/http.p12", "truststore.path: certs/transport.p12"):
         assert kept in yml
+
+
+def test_no_start_is_tried_where_the_package_set_up_no_tls() -> None:
+    ids = [r.id for r in install_elk.resources(Settings())]
+    order = (
+        "package:elasticsearch",
+        "command:TLS and passwords of Elasticsearch",
+        "file:/etc/elasticsearch/elasticsearch.yml",
+        "service:elasticsearch.service",
+    )
+    assert [ids.index(one) for one in order] == sorted(ids.index(one) for one in order)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (["etc/elasticsearch/certs/http_ca.crt"], ""),
+        ([], "`dpkg --purge elasticsearch; rm -r /etc/elasticsearch`"),
+        (["etc/logstash/certs/http_ca.crt"], "`dpkg --purge elasticsearch; rm"),  # of another cluster
+        (["var/lib/elasticsearch/nodes"], "elasticsearch; mv {data} {data}.former; rm -r /etc"),
+        (
+            ["etc/elasticsearch/certs/http.p12", "etc/kibana/certs/http_ca.crt"],
+            "{ca} is gone, and has a copy: `install -g elasticsearch -m 660 ",
+        ),
+    ],
+)
+def test_a_package_that_set_up_no_tls_is_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str], said: str
+) -> None:
+    ca, data = f"{tmp_path}/etc/elasticsearch/certs/http_ca.crt", f"{tmp_path}/var/lib/elasticsearch"
+    monkeypatch.setattr(on_target, "CA", ca)
+    monkeypatch.setattr(on_target, "DATA", data)
+    monkeypatch.setattr(on_target, "COPIES", [f"{tmp_path}{path}" for path in on_target.COPIES])
+    for path in there:
+        put(tmp_path / path, "x")
+    told = on_target.unsecured()
+    assert said.format(ca=ca, data=data) in told if said else told == ""
+    assert not said or ca in told
 
 
 def test_templates_and_accounts_come_before_logstash() -> None:

@@ -18,7 +18,7 @@ LEAST_MAPS = 262_144  # below this, Elasticsearch runs out of maps for the files
 ARCHITECTURES = ("x86_64", "aarch64")
 UNITS = {"9200": "elasticsearch", "9300": "elasticsearch", "5601": "kibana", "9600": "logstash"}
 UNPACKED = "/usr/share/elasticsearch"
-DATA = "/var/lib/elasticsearch"
+ETC, DATA = "/etc/elasticsearch", "/var/lib/elasticsearch"
 
 
 class Heaps(NamedTuple):
@@ -172,15 +172,16 @@ def fact_elastic_versions(version: str, *names: str) -> str:
     for name in names:
         if name not in dpkg():
             continue
-        there = dpkg()[name][1]
+        there, purge = dpkg()[name][1], f"`dpkg --purge {name}; rm -r /etc/{name}`"
         if name not in known:
             return (
                 f"{name} {there} is installed, and not by knockmap: ship to it (elastic_hosts), or purge it first "
-                "if nobody needs it"
+                f"if nobody needs it ({purge})"
             )
         if numbers(there)[0] != numbers(version)[0]:
             return (
-                f"{name} {there} is of another major version than elastic_version = {version}: purge it first"
+                f"{name} {there} is of another major version than elastic_version = {version}: purge it first "
+                f"({purge})"
             )
         if numbers(there) > numbers(version):
             return (
@@ -191,11 +192,34 @@ def fact_elastic_versions(version: str, *names: str) -> str:
 
 
 def remains() -> str:
-    """Data without their server: its package would not set up security beside them."""
-    folder = at(DATA)
-    if os.path.isdir(folder) and os.listdir(folder):
-        return f"{DATA} holds data of an Elasticsearch that is not there any more: move them away"
-    return ""
+    """What is left of a server that is not there any more: its package would not set up TLS and passwords beside that."""
+    half = (
+        Journal().entries.get("package:elasticsearch", {}).get("unfinished")
+    )  # dpkg goes on with what it began
+    found = [folder for folder in ((DATA,) if half else (ETC, DATA)) if is_filled(folder)]
+    if not found:
+        return ""
+    ways = {ETC: f"dpkg --purge elasticsearch; rm -r {ETC}", DATA: f"mv {DATA} {DATA}.former"}
+    return (
+        f"{' and '.join(found)} {'hold' if len(found) > 1 else 'holds'} what is left of an Elasticsearch that is not "
+        "there any more, and beside that its package would not set up TLS and passwords; move that away: "
+        f"`{'; '.join(ways[folder] for folder in found)}`"
+    )
+
+
+def is_filled(folder: str) -> bool:
+    return os.path.isdir(at(folder)) and bool(os.listdir(at(folder)))
+
+
+def fact_kibana_alone(elasticsearch: str) -> str:
+    """What keeps Kibana from another version without the others: it does not work with an older Elasticsearch."""
+    name, _, version = elasticsearch.partition("=")
+    if name not in dpkg() or is_installed(elasticsearch):
+        return ""
+    return (
+        f"elasticsearch {dpkg()[name][1]} is installed and elastic_version = {version}: Elasticsearch, Logstash and "
+        "Kibana move together, by `fab -H … deploy`"
+    )
 
 
 def numbers(version: str) -> tuple[int, ...]:
