@@ -93,12 +93,25 @@ def resources(settings: Settings) -> list[Resource]:
     ]
 
 
+def upgraded(settings: Settings) -> list[Resource]:
+    """What follows a newer Elasticsearch, for which Kibana is stopped: its own newer version, and its start."""
+    wanted = ("requirement:kibana_disk", "package:kibana", f"service:{UNIT}")
+    return [r for r in resources(settings) if r.id in wanted]
+
+
 def renewed(settings: Settings) -> list[Resource]:
     """What follows a new token and a new viewer's password: Kibana starts with them."""
     return [r for r in resources(settings) if r.id in (f"file:{ETC}/kibana.yml", f"service:{UNIT}")]
 
 
+def alone(settings: Settings) -> list[Resource]:
+    """What must hold where nothing but Kibana is deployed."""
+    needed = Requirement("kibana_alone", given=(elastic_source.versioned(settings, "elasticsearch"),))
+    return [] if elsewhere(settings) else [needed]
+
+
 @host_task
 def kibana(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Show who knocked in Kibana, on the box's loopback."""
-    return converge(c, {"kibana": resources(fleet.settings(c))}, check=check, diff=diff)
+    chosen = fleet.settings(c)
+    return converge(c, {"kibana": [*alone(chosen), *resources(chosen)]}, check=check, diff=diff)

@@ -284,6 +284,23 @@ def test_an_installation_that_broke_off_is_gone_on_with(root: Path, monkeypatch:
     assert elastic.fact_elastic_versions("9.5.2", "elasticsearch") == ""
 
 
+def test_kibana_does_not_move_without_the_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (alone,) = kibana.alone(Settings())
+    assert isinstance(alone, Requirement) and alone not in fabfile.plan(Settings())["kibana"]
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.1", "kibana hi 9.5.1")
+    said = elastic.FACTS[alone.name](*alone.given)
+    assert "elasticsearch 9.5.1 is installed and elastic_version = 9.5.2" in said and "deploy" in said
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.2", "kibana hi 9.5.1")
+    assert elastic.FACTS[alone.name](*alone.given) == ""
+
+
+def test_an_upgrade_without_kibanas_task_brings_its_version_and_its_start() -> None:
+    chosen = Settings()
+    kinds = [r.id for r in kibana.upgraded(chosen)]
+    assert kinds == ["requirement:kibana_disk", "package:kibana", "service:kibana.service"]
+    assert "kibana.service" in elastic_source.STOPS["elasticsearch"]
+
+
 def test_a_second_entry_for_the_archive_is_named(root: Path) -> None:
     url, folder = "https://artifacts.elastic.co/packages/9.x/apt", root / "etc/apt/sources.list.d"
     put(folder / "knockmap-elastic.sources", f"URIs: {url}\n")

@@ -276,6 +276,7 @@ FACTS: dict[str, Callable[..., str]] = {
     "elastic_memory": fact_elastic_memory,
     "elastic_disk": fact_elastic_disk,
     "kibana_disk": fact_elastic_disk,  # Kibana's packages are asked for by its own task
+    "kibana_alone": fact_kibana_alone,
     "elastic_machine": fact_elastic_machine,
     "elastic_ports": fact_elastic_ports,
     "elastic_versions": fact_elastic_versions,
