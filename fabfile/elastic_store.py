@@ -127,6 +127,8 @@ def resources(settings: Settings) -> list[Resource]:
     config = owned(f"{ETC}/elasticsearch.yml", "install_elk/elasticsearch.yml")
     return [
         elastic_source.package(settings, "elasticsearch"),
+        # A package that could not set them up is installed all the same, and Elasticsearch would not start.
+        Command("TLS and passwords of Elasticsearch", (UNITS, "secured"), unless=(UNITS, "secured")),
         *(options, config, service(settings, options, config)),
         Command(
             "accounts of Elasticsearch",

@@ -37,7 +37,12 @@ def resources(settings: Settings) -> list[Resource]:
 @host_task
 def install_elk(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Store who knocks in Elasticsearch, by way of Logstash."""
-    return converge(c, {"install_elk": resources(fleet.settings(c))}, check=check, diff=diff)
+    chosen = fleet.settings(c)
+    plan = {"install_elk": resources(chosen)}
+    # An upgrade stops Kibana, too, and all three are to have one version.
+    if not elsewhere(chosen) and has_kibana(c):
+        plan["kibana"] = kibana.upgraded(chosen)
+    return converge(c, plan, check=check, diff=diff)
 
 
 @host_task
@@ -54,7 +59,7 @@ def rotate_secrets(c: Connection) -> Report:
         )
     order(c, elastic_store.SECURITY, "rotate")
     plan: dict[str, list[Resource]] = {"install_elk": elastic_pipeline.renewed(chosen)}
-    if ask(c, ["/usr/bin/test", "-e", kibana.ACCESS])[0] == 0:
+    if has_kibana(c):
         order(c, kibana.ACCESS, "rotate")
         plan["kibana"] = kibana.renewed(chosen)
     report = converge(c, plan)
@@ -69,6 +74,10 @@ def pipeline_debug(c: Connection, lines: int = 5) -> str:
     if not 1 <= lines <= 1000:
         raise UsageError(f"--lines {lines}: must be from 1 to 1000")
     return order(c, elastic_store.LOGSTASH, "debug", str(lines))
+
+
+def has_kibana(c: Connection) -> bool:
+    return bool(ask(c, ["/usr/bin/test", "-e", kibana.ACCESS])[0] == 0)
 
 
 def order(c: Connection, program: str, *words: str) -> str:

@@ -13,7 +13,17 @@ from fabfile.engine import fleet
 from fabfile.engine.converge import converge
 from fabfile.engine.fleet import host_task
 from fabfile.engine.report import Report
-from fabfile.engine.resources import ROOT, Command, Directory, File, Resource, Secret, Service, render
+from fabfile.engine.resources import (
+    ROOT,
+    Command,
+    Directory,
+    File,
+    Requirement,
+    Resource,
+    Secret,
+    Service,
+    render,
+)
 from fabfile.iptables_log import PROGRAMS
 from fabfile.settings import Settings
 
@@ -54,6 +64,8 @@ def resources(settings: Settings) -> list[Resource]:
     """In order of application; Elasticsearch is there and set up. Where it is elsewhere, so is its Kibana."""
     if elsewhere(settings):
         return []
+    names = ("elasticsearch", "logstash", "kibana")  # in this order they come
+    versions = tuple(elastic_source.versioned(settings, name) for name in names)
     package = elastic_source.package(settings, "kibana")
     authority = File(f"{ETC}/certs/http_ca.crt", text="@@fact.elasticsearch_ca@@", group="kibana", mode=0o640)
     yml, drop_in = configuration(settings)
@@ -61,6 +73,7 @@ def resources(settings: Settings) -> list[Resource]:
         f"{FOLDER}/objects.ndjson", text=saved_objects.ndjson(maps_service=settings.kibana_maps_service)
     )
     return [
+        Requirement("kibana_disk", given=versions),
         package,
         *(PROGRAMS, Directory(FOLDER), *programs(), File(f"{FOLDER}/world.json", source=WORLD), shown),
         Directory("/var/lib/knockmap/kibana", mode=0o700),  # which objects are as we brought them
@@ -80,12 +93,25 @@ def resources(settings: Settings) -> list[Resource]:
     ]
 
 
+def upgraded(settings: Settings) -> list[Resource]:
+    """What follows a newer Elasticsearch, for which Kibana is stopped: its own newer version, and its start."""
+    wanted = ("requirement:kibana_disk", "package:kibana", f"service:{UNIT}")
+    return [r for r in resources(settings) if r.id in wanted]
+
+
 def renewed(settings: Settings) -> list[Resource]:
     """What follows a new token and a new viewer's password: Kibana starts with them."""
     return [r for r in resources(settings) if r.id in (f"file:{ETC}/kibana.yml", f"service:{UNIT}")]
 
 
+def alone(settings: Settings) -> list[Resource]:
+    """What must hold where nothing but Kibana is deployed."""
+    needed = Requirement("kibana_alone", given=(elastic_source.versioned(settings, "elasticsearch"),))
+    return [] if elsewhere(settings) else [needed]
+
+
 @host_task
 def kibana(c: Connection, check: bool = False, diff: bool = False) -> Report:
     """Show who knocked in Kibana, on the box's loopback."""
-    return converge(c, {"kibana": resources(fleet.settings(c))}, check=check, diff=diff)
+    chosen = fleet.settings(c)
+    return converge(c, {"kibana": [*alone(chosen), *resources(chosen)]}, check=check, diff=diff)

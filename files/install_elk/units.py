@@ -3,6 +3,7 @@
 
 ready NAME    succeed as soon as elasticsearch (logstash, kibana) answers; else one line on how far it is
 why NAME      the usual causes, looked at: memory, rights, port; and the program's own last complaints
+secured       succeed if Elasticsearch's package has set up TLS and passwords; else what to type
 healthy       succeed if Elasticsearch has all of our data
 heal          give it a minute for that, and say what is missing
 """
@@ -11,14 +12,15 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from elasticsearch import DATA_STREAMS, Unreachable, call
+from elasticsearch import CA, DATA_STREAMS, Unreachable, call
 
 LOGSTASH = "9600"
 PORTS = {"elasticsearch": ("9200", "9300"), "logstash": (LOGSTASH,), "kibana": ("5601",)}
@@ -42,6 +44,9 @@ LOGS = {
     "logstash": "/var/log/logstash/logstash-plain.log",
     "kibana": "/var/log/kibana/kibana.log",
 }
+
+DATA = "/var/lib/elasticsearch"
+COPIES = ("/etc/logstash/certs/http_ca.crt", "/etc/kibana/certs/http_ca.crt")
 
 
 def run(*argv: str) -> str:
@@ -132,6 +137,27 @@ def ports(name: str) -> Iterator[str]:
             yield f"port: {words[3]} is held by {words[-1][:80]}"
 
 
+def unsecured() -> str:
+    """Empty if the certificate authority is there. Where its making failed, the package is installed all the same."""
+    copies = list(filter(filled, COPIES))
+    if os.path.exists(CA):
+        return ""
+    if filled(f"{os.path.dirname(CA)}/http.p12") and copies:
+        return f"{CA} is gone, and has a copy: `install -g elasticsearch -m 660 {copies[0]} {CA}`, and deploy again"
+    past = f"mv {DATA} {DATA}.former; " if filled(DATA) else ""
+    return (
+        f"{CA} is not there: Elasticsearch's package did not set up TLS and passwords, and does so only where nothing "
+        "is left of a former one. /var/log/apt/term.log says what failed; put that right, then "
+        f"`dpkg --purge elasticsearch; {past}rm -r /etc/elasticsearch`, and deploy again"
+    )
+
+
+def filled(path: str) -> bool:
+    return (
+        bool(os.listdir(path)) if os.path.isdir(path) else os.path.exists(path) and os.path.getsize(path) > 0
+    )
+
+
 def health(patience: str) -> str:
     """Empty if the cluster is there and our data are whole; a copy less of somebody else's index is not our matter."""
     path = f"/_cluster/health/{DATA_STREAMS}?wait_for_status=green&timeout={patience}"
@@ -140,13 +166,21 @@ def health(patience: str) -> str:
     return "" if status == "green" else f"the health of {DATA_STREAMS} is {status or answer}"
 
 
+ASKED: dict[str, Callable[..., str]] = {
+    "ready": lambda name: READY[name](),
+    "secured": unsecured,
+    "healthy": lambda: health("1s"),
+    "heal": lambda: health("60s"),
+}
+
+
 def main() -> None:
     verb, *words = sys.argv[1:]
     if verb == "why":
         print("\n".join(list(why(words[0]))[-9:]))
         return
     try:
-        unmet = READY[words[0]]() if verb == "ready" else health("1s" if verb == "healthy" else "60s")
+        unmet = ASKED[verb](*words)
     except Unreachable as error:
         unmet = str(error)
     if unmet:

@@ -120,6 +120,23 @@ def test_too_little_memory_is_refused_with_numbers(
     )
 
 
+def way_out(refused: Fab) -> str:
+    """The commands that a refusal says."""
+    (commands,) = re.findall(r"`((?:dpkg|install) [^`]+)`", refused.out.replace("\n", " "))
+    return str(commands)
+
+
+def test_what_a_purge_left_is_refused_and_the_way_out_leads_out(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    shell(box, "mkdir /etc/elasticsearch; touch /etc/elasticsearch/elasticsearch.keystore")
+    refused = fab(box, "install-elk", **elastic)
+    assert refused.rc == 1 and "/etc/elasticsearch holds what is left of an Elasticsearch" in refused.out
+    assert box.run(["test", "-e", "/var/lib/knockmap"])[0] == 1
+    shell(box, way_out(refused))
+    assert fab(box, "install-elk", "--check", **elastic).rc == 0
+
+
 def test_check_on_a_pristine_box_writes_nothing(fab: FabCommand, box: Box, elastic: dict[str, str]) -> None:
     shell(box, "touch /root/before")
     checked = fab(box, "install-elk", "--check", "--diff", **elastic)
@@ -509,6 +526,45 @@ def test_goes_on_after_a_reboot(fab: FabCommand, box: Box, elastic: dict[str, st
     assert count(box, stored + sent.v4 + sent.v6) == stored + sent.v4 + sent.v6
 
 
+def invocations(box: Box) -> str:
+    """Another one after each start of one of the two."""
+    return shell(
+        box,
+        "systemctl is-active elasticsearch logstash && systemctl show -P InvocationID elasticsearch logstash",
+    )
+
+
+def archives(box: Box) -> str:
+    """What apt keeps of Elastic's."""
+    return shell(box, "ls /var/cache/apt/archives | grep -E '^(elasticsearch|kibana|logstash)_' || true")
+
+
+def test_a_version_that_is_not_there_is_refused_and_everything_runs_on(
+    fab: FabCommand, box: Box, elastic: dict[str, str]
+) -> None:
+    before = invocations(box)
+    refused = fab(box, "install-elk", **{**elastic, "KNOCKMAP_ELASTIC_VERSION": "9.5.99"})
+    if "KNOCKMAP_ELASTIC_PACKAGES" in elastic:  # then it is the folder here that does not have it
+        assert refused.rc == 2 and "must hold one elasticsearch-9.5.99" in refused.out
+    else:
+        assert refused.rc == 1 and "no version 9.5.99 of elasticsearch" in refused.out, refused.out
+        assert re.search(r"there (is|are) .*\d; nothing was stopped", refused.out), refused.out
+    assert invocations(box) == before
+    assert fab(box, "install-elk", **elastic).rc == 0
+    assert invocations(box) == before
+
+
+def test_a_mirror_that_is_away_stops_nothing(
+    fab: FabCommand, box: Box, elastic: dict[str, str], elastic_next: dict[str, str]
+) -> None:
+    before, away = invocations(box), {"KNOCKMAP_ELASTIC_MIRROR": "http://127.0.0.1:9"}
+    if "KNOCKMAP_ELASTIC_PACKAGES" not in elastic:
+        refused = fab(box, "install-elk", **{**elastic_next, **away})
+        assert refused.rc == 1 and "nothing was stopped" in refused.out, refused.out
+        assert fab(box, "install-elk", **elastic).rc == 0
+    assert invocations(box) == before
+
+
 def test_a_higher_version_is_one_setting_and_a_lower_one_is_refused(
     fab: FabCommand, box: Box, elastic: dict[str, str], elastic_next: dict[str, str]
 ) -> None:
@@ -520,9 +576,41 @@ def test_a_higher_version_is_one_setting_and_a_lower_one_is_refused(
     assert set(shell(box, "apt-mark showhold").split()) >= {"elasticsearch", "logstash"}
     assert call(box, "GET", "/")[1]["version"]["number"] == higher
     assert count(box, stored) == stored
+    assert archives(box) == ""
     assert ", 0 changed, 0 failed" in fab(box, "install-elk", **elastic_next).last
     refused = fab(box, "install-elk", **elastic)
     assert refused.rc == 1 and f"set elastic_version = {higher}" in refused.out
+
+
+def test_a_lost_authority_is_told_with_where_it_is_still(
+    fab: FabCommand, box: Box, elastic_next: dict[str, str]
+) -> None:
+    authority, before = "/etc/elasticsearch/certs/http_ca.crt", invocations(box)
+    rights = shell(box, f"stat -c '%U %G %a' {authority}")
+    shell(box, f"rm {authority}")
+    refused = fab(box, "install-elk", **elastic_next)
+    assert refused.rc == 1 and f"{authority} is gone, and has a copy" in refused.out, refused.out
+    shell(box, way_out(refused))
+    assert shell(box, f"stat -c '%U %G %a' {authority}") == rights
+    assert ", 0 changed, 0 failed" in fab(box, "install-elk", **elastic_next).last
+    assert invocations(box) == before
+
+
+def test_a_package_that_set_up_no_tls_is_told_and_the_way_out_leads_out(
+    fab: FabCommand, box: Box, elastic_next: dict[str, str]
+) -> None:
+    """As it is where the package's auto-configuration failed: apt says that all went well."""
+    shell(box, "systemctl stop logstash elasticsearch")
+    shell(box, "rm -r /etc/elasticsearch/certs /etc/logstash/certs/http_ca.crt /var/lib/elasticsearch/*")
+    refused = fab(box, "install-elk", **elastic_next)
+    assert refused.rc == 1 and "http_ca.crt is not there" in refused.out, refused.out
+    assert shell(box, "systemctl is-active elasticsearch || true").strip() == "inactive"
+    shell(box, way_out(refused))
+    mended = fab(box, "install-elk", **elastic_next)
+    assert mended.rc == 0, mended.out
+    assert ", 0 changed, 0 failed" in fab(box, "install-elk", **elastic_next).last
+    sent = attack(box, sources=5, count=20, rate=50)
+    assert count(box, sent.v4 + sent.v6) >= sent.v4 + sent.v6
 
 
 def test_undo_leaves_neither_files_nor_packages_nor_data(

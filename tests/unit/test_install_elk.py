@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.server
 import ipaddress
 import json
+import os
 import re
 import ssl
 import sys
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -21,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import fabfile
-from fabfile import collector, elastic_pipeline, elastic_source, install_elk
+from fabfile import collector, elastic_pipeline, elastic_source, install_elk, kibana
 from fabfile.engine.agent import elastic, facts, item, packages, units
 from fabfile.engine.agent.elastic import Heaps, heaps, needed
 from fabfile.engine.resources import (
@@ -44,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "files" / "install_elk"))
 
 import data_stream
 import security
+import units as on_target
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -138,16 +141,64 @@ def dpkg(root: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     item.observed.clear()
 
 
-def test_a_small_disk_is_refused_until_the_packages_are_there(
-    root: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(elastic, "DISK_MIB", 1 << 40)
+ALL_THREE = ("elasticsearch=9.5.2", "logstash=1:9.5.2-1", "kibana=9.5.2")
+
+
+def disk(root: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
+    """One disk with so many MiB."""
+    (root / "var/cache").mkdir(parents=True, exist_ok=True)
+    told = SimpleNamespace(f_frsize=1 << 20, f_blocks=total, f_bavail=free)
+    monkeypatch.setattr(os, "statvfs", lambda path: told)
+
+
+def test_the_disk_that_the_readme_names_is_enough_and_what_it_says_of_the_need_is_so() -> None:
+    (size,) = re.findall(r"^\| memory, disk \|.*GB, (\d+) GB \|$", README, re.M)
+    (need,) = re.findall(r"([\d.]+) GiB of free disk and a tenth", README)
+    whole, mib = int(size) * 10**9 >> 20, sum(elastic.disk_needed(list(elastic.SIZES)).values())
+    assert f"{mib / 1024:.1f}" == need
+    system, reserved = 2500, whole // 20  # an Ubuntu, and what ext4 keeps for root
+    assert mib + elastic.left_free(whole) <= whole - system - reserved
+
+
+def test_packages_come_one_after_the_other_but_for_an_upgrade_all_at_once() -> None:
+    some = ["elasticsearch", "logstash"]
+    assert elastic.disk_needed(some)["/var/cache"] == 680
+    assert elastic.disk_needed([], some) == {"/var/cache": 1100, "/usr": 1300, "/var/lib": 0}
+    assert elastic.disk_needed(["kibana"], some) == {"/var/cache": 1490, "/usr": 2480, "/var/lib": 0}
+    assert elastic.disk_needed(["logstash"])["/var/lib"] == elastic.QUEUE_MIB
+
+
+def test_a_large_disk_need_not_be_empty_by_a_tenth() -> None:
+    assert [elastic.left_free(total >> 10 << 10) >> 10 for total in (20 << 10, 9 << 20)] == [2, 150]
+
+
+def test_what_is_there_in_its_version_needs_no_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk(root, monkeypatch, total=10_000, free=4200)
     dpkg(root, monkeypatch)
-    said = elastic.fact_elastic_disk("elasticsearch=9.5.2")
-    assert re.search(r"GiB free on the disk of /usr, needs \d+", said) and "df -h" in said
-    dpkg(root, monkeypatch, "elasticsearch hi 9.5.2")
-    assert elastic.fact_elastic_disk("elasticsearch=9.5.2") == ""
+    said = elastic.fact_elastic_disk(*ALL_THREE)
+    assert "4.1 GiB free on the disk of /var/cache, /usr, /var/lib, needs 5.8, 1.0 of them since" in said
+    assert "df -h" in said
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.2", "logstash hi 1:9.5.2-1")
+    assert elastic.fact_elastic_disk(*ALL_THREE) == ""
+    disk(root, monkeypatch, total=10_000, free=1500)
+    assert "1.5 GiB free on the disk of /var/cache, /usr, /var/lib, needs 1.5: " in elastic.fact_elastic_disk(
+        *ALL_THREE
+    )
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.1", "logstash hi 1:9.5.1-1", "kibana hi 9.5.1")
+    assert "needs 2.7: " in elastic.fact_elastic_disk(*ALL_THREE)
+    disk(root, monkeypatch, total=10_000, free=10)
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.2", "logstash hi 1:9.5.2-1", "kibana hi 9.5.2")
+    assert elastic.fact_elastic_disk(*ALL_THREE) == ""
+
+
+def test_kibana_is_asked_about_where_it_is_to_come() -> None:
+    asked = {
+        r.name: r.given
+        for r in (*install_elk.resources(Settings()), *kibana.resources(Settings()))
+        if isinstance(r, Requirement) and r.name.endswith("_disk")
+    }
+    assert asked == {"elastic_disk": ALL_THREE[:2], "kibana_disk": ALL_THREE}
+    assert set(asked) <= elastic.FACTS.keys()
 
 
 def test_a_foreign_listener_is_named_and_our_own_units_are_none(
@@ -203,10 +254,51 @@ def test_an_elasticsearch_of_somebody_else_is_left_alone(
     )
 
 
-def test_data_without_their_server_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ("var/lib/elasticsearch/node.lock", "move that away: `mv /var/lib/elasticsearch /var/lib/elast"),
+        # What a purge leaves there.
+        (
+            "etc/elasticsearch/elasticsearch.keystore",
+            "`dpkg --purge elasticsearch; rm -r /etc/elasticsearch`",
+        ),
+    ],
+)
+def test_what_a_server_left_that_is_not_there_is_refused_with_the_way_out(
+    root: Path, monkeypatch: pytest.MonkeyPatch, left: str, said: str
+) -> None:
     dpkg(root, monkeypatch)
-    put(root / "var/lib/elasticsearch/node.lock", "")
-    assert "/var/lib/elasticsearch holds data" in elastic.fact_elastic_versions("9.5.2", "elasticsearch")
+    put(root / left, "")
+    found = elastic.fact_elastic_versions("9.5.2", "elasticsearch")
+    assert found.startswith(f"/{Path(left).parent} holds what is left") and said in found
+    (root / left).unlink()
+    assert elastic.fact_elastic_versions("9.5.2", "elasticsearch") == ""
+
+
+def test_an_installation_that_broke_off_is_gone_on_with(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dpkg(root, monkeypatch, "elasticsearch iF 9.5.2")
+    put(root / "etc/elasticsearch/elasticsearch.yml.dpkg-new", "")
+    entry = {"want": {"names": ["elasticsearch=9.5.2"]}, "unfinished": True}
+    put(root / "var/lib/knockmap/journal/journal.json", json.dumps({"package:elasticsearch": entry}))
+    assert elastic.fact_elastic_versions("9.5.2", "elasticsearch") == ""
+
+
+def test_kibana_does_not_move_without_the_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (alone,) = kibana.alone(Settings())
+    assert isinstance(alone, Requirement) and alone not in fabfile.plan(Settings())["kibana"]
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.1", "kibana hi 9.5.1")
+    said = elastic.FACTS[alone.name](*alone.given)
+    assert "elasticsearch 9.5.1 is installed and elastic_version = 9.5.2" in said and "deploy" in said
+    dpkg(root, monkeypatch, "elasticsearch hi 9.5.2", "kibana hi 9.5.1")
+    assert elastic.FACTS[alone.name](*alone.given) == ""
+
+
+def test_an_upgrade_without_kibanas_task_brings_its_version_and_its_start() -> None:
+    chosen = Settings()
+    kinds = [r.id for r in kibana.upgraded(chosen)]
+    assert kinds == ["requirement:kibana_disk", "package:kibana", "service:kibana.service"]
+    assert "kibana.service" in elastic_source.STOPS["elasticsearch"]
 
 
 def test_a_second_entry_for_the_archive_is_named(root: Path) -> None:
@@ -280,7 +372,10 @@ def test_packages_come_from_a_folder_only_if_all_are_in_it(tmp_path: Path) -> No
 
 APT = """
 echo "apt-get $*" >>{root}/did
-case "$*" in *" -s "*|"-s "*) exit 0 ;; esac
+case "$*" in
+*=9.5.9*) echo "E: Version '9.5.9' for 'elasticsearch' was not found"; exit 100 ;;
+*--download-only*|"-q "*" update") exit 0 ;;
+esac
 echo "The generated password for the elastic built-in superuser is : LEAKED"
 echo "Unpacking elasticsearch"
 cp {root}/after {root}/dpkg
@@ -294,6 +389,9 @@ def elastic_apt(root: Path, monkeypatch: pytest.MonkeyPatch, before: str, after:
     (root / "var/lib/apt/lists").mkdir(parents=True, exist_ok=True)
     (root / "var/lib/apt/lists/x_Release").touch()
     program_in(root, monkeypatch, "apt-get", APT.format(root=root))
+    program_in(
+        root, monkeypatch, "apt-cache", "printf ' elasticsearch | %s | http://x Packages\\n' 9.5.2 9.4.0"
+    )
     program_in(root, monkeypatch, "apt-mark", HELD.format(root=root))
     program_in(root, monkeypatch, "systemctl", f'echo "systemctl $*" >>{root}/did')
 
@@ -335,11 +433,55 @@ def test_an_upgrade_stops_in_order_what_runs_and_keeps_the_hold(
 ) -> None:
     elastic_apt(root, monkeypatch, "elasticsearch hi 9.4.0", "elasticsearch ii 9.5.2")
     assert statuses(run(PACKAGE)) == ["changed"]
-    words = [line for line in (root / "did").read_text().splitlines() if " -s " not in f" {line} "]
-    stops = [line for line in words if line.startswith("systemctl stop")]
-    assert stops == ["systemctl stop logstash.service", "systemctl stop elasticsearch.service"]
-    assert words.index(stops[-1]) < next(n for n, line in enumerate(words) if "elasticsearch=9.5.2" in line)
-    assert words[-1] == "apt-mark hold elasticsearch"
+    did = [line.partition("--no-remove ")[2] or line for line in (root / "did").read_text().splitlines()]
+    assert did == [
+        "install --download-only elasticsearch=9.5.2",
+        "systemctl stop logstash.service",
+        "systemctl stop elasticsearch.service",
+        "install elasticsearch=9.5.2",
+        "apt-mark hold elasticsearch",
+    ]
+
+
+def test_everything_is_here_before_anything_is_stopped(
+    run: Run,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what comes after the first package, and nothing that is there already."""
+    elastic_apt(root, monkeypatch, "elasticsearch hi 9.4.0", "elasticsearch ii 9.5.2\nkibana ii 9.5.2")
+    put(root / "dpkg", "elasticsearch hi 9.4.0\nkibana hi 9.4.0\nlogstash hi 1:9.5.2-1\n")
+    others = [Package("kibana=9.5.2", hold=True), Package("logstash=1:9.5.2-1")]
+    run(PACKAGE, *others)
+    first = (root / "did").read_text().splitlines()[0]
+    assert first.endswith(" install --download-only elasticsearch=9.5.2 kibana=9.5.2")
+
+
+def test_a_version_that_is_not_there_stops_nothing_and_those_that_are_there_are_said(
+    run: Run,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elastic_apt(root, monkeypatch, "elasticsearch hi 9.4.0", "")
+    events = run(Package("elasticsearch=9.5.9", stops=("elasticsearch.service",)))
+    said = messages([event for event in events if event["event"] == "result"])
+    assert "no version 9.5.9 of elasticsearch" in said
+    assert said.endswith("; there are 9.5.2, 9.4.0; nothing was stopped")
+    assert "systemctl" not in (root / "did").read_text()
+    assert not (root / "var/lib/knockmap/journal").exists()
+
+
+def test_apt_keeps_no_archive_of_what_was_installed_in_an_exact_version(
+    run: Run,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elastic_apt(root, monkeypatch, "", "elasticsearch ii 9.5.2")
+    folder = root / "var/cache/apt/archives"
+    for name in ("elasticsearch_9.4.0", "elasticsearch_9.5.2", "elasticsearch-oss_7.1", "cron_3.0"):
+        put(folder / f"{name}_amd64.deb", "")
+    assert statuses(run(PACKAGE)) == ["changed"]
+    assert {path.name.partition("_")[0] for path in folder.iterdir()} == {"elasticsearch-oss", "cron"}
 
 
 def test_a_released_hold_is_repaired_without_apt_get(
@@ -372,6 +514,28 @@ def test_packages_brought_along_are_asked_for_by_hash_installed_and_not_left_beh
     assert installed and installed[1].endswith(".elasticsearch-9.5.2-amd64.deb")
     assert list((root / "var/lib/knockmap/incoming").iterdir()) == []
     assert statuses(run(package)) == ["ok"]  # and nothing is asked for
+
+
+def test_packages_brought_along_are_here_before_anything_is_stopped(
+    run: Run,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    import zlib
+
+    elastic_apt(root, monkeypatch, "elasticsearch hi 9.4.0", "elasticsearch ii 9.5.2")
+    deb = tmp_path / "elasticsearch-9.5.2-amd64.deb"
+    deb.write_bytes(b"the newer package")
+    sent = zlib.compress(b"the newer package")
+    package = Package("elasticsearch=9.5.2", debs=(deb,), stops=("elasticsearch.service",))
+    events = run(package, answer=b"%d\n" % len(sent) + sent + b"0\n")
+    assert [e["event"] for e in events if e["event"] != "progress"] == ["need", "result"]
+    did = [line.split("-amd64")[0].rpartition(" ")[0] for line in (root / "did").read_text().splitlines()]
+    assert [words.rpartition("--no-remove ")[2] for words in did] == [
+        *("install --download-only", "systemctl stop", "install")
+    ]
+    assert list((root / "var/lib/knockmap/incoming").iterdir()) == []
 
 
 def test_a_damaged_package_is_thrown_away(
@@ -602,6 +766,44 @@ def test_elasticsearch_listens_on_loopback_alone_and_keeps_what_the_package_set_
     assert len(keys) == len(set(keys))
     for kept in ("keystore.path: certs/http.p12", "truststore.path: certs/transport.p12"):
         assert kept in yml
+
+
+def test_no_start_is_tried_where_the_package_set_up_no_tls() -> None:
+    ids = [r.id for r in install_elk.resources(Settings())]
+    order = (
+        "package:elasticsearch",
+        "command:TLS and passwords of Elasticsearch",
+        "file:/etc/elasticsearch/elasticsearch.yml",
+        "service:elasticsearch.service",
+    )
+    assert [ids.index(one) for one in order] == sorted(ids.index(one) for one in order)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (["etc/elasticsearch/certs/http_ca.crt"], ""),
+        ([], "`dpkg --purge elasticsearch; rm -r /etc/elasticsearch`"),
+        (["etc/logstash/certs/http_ca.crt"], "`dpkg --purge elasticsearch; rm"),  # of another cluster
+        (["var/lib/elasticsearch/nodes"], "elasticsearch; mv {data} {data}.former; rm -r /etc"),
+        (
+            ["etc/elasticsearch/certs/http.p12", "etc/kibana/certs/http_ca.crt"],
+            "{ca} is gone, and has a copy: `install -g elasticsearch -m 660 ",
+        ),
+    ],
+)
+def test_a_package_that_set_up_no_tls_is_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: list[str], said: str
+) -> None:
+    ca, data = f"{tmp_path}/etc/elasticsearch/certs/http_ca.crt", f"{tmp_path}/var/lib/elasticsearch"
+    monkeypatch.setattr(on_target, "CA", ca)
+    monkeypatch.setattr(on_target, "DATA", data)
+    monkeypatch.setattr(on_target, "COPIES", [f"{tmp_path}{path}" for path in on_target.COPIES])
+    for path in there:
+        put(tmp_path / path, "x")
+    told = on_target.unsecured()
+    assert said.format(ca=ca, data=data) in told if said else told == ""
+    assert not said or ca in told
 
 
 def test_templates_and_accounts_come_before_logstash() -> None:

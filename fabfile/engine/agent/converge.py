@@ -15,7 +15,7 @@ from .files import File
 from .item import changed_ids, forget_observations
 from .journal import Journal
 from .machine import ask_ahead, at, forget_ahead, run
-from .packages import Package, apt_get, wait_for_locks
+from .packages import Package, apt_get, wait_for_locks, will_bring
 from .start import units_of
 from .units import will_ask
 from .wire import Failure, Have, Want, emit
@@ -45,6 +45,7 @@ def converge(job: dict[str, Any]) -> None:
     wants = [
         want for want in job["resources"] if not want["when"] or fact(want["when"][0]) == want["when"][1]
     ]
+    will_bring(wants)
     required = [want for want in wants if want["kind"] == "requirement"]
     unmet = [want for want in required if not attempt(want, item_of(want, journal).require)]
     broken = bool(unmet)
@@ -145,6 +146,7 @@ def settle(want: Want, wants: list[Want], journal: Journal, check: bool, diff: b
     shown = {"diff": item.diff(have)} if diff else {}
     if not check:
         forget_ahead()
+        item.prepare(have)
         journal.before(want, have)
         for service in (w for w in wants if w["kind"] == "service"):
             if want["id"] in service["restart_on"] + service["reload_on"]:
@@ -232,6 +234,6 @@ def preflight(job: dict[str, Any], wants: list[Want], journal: Journal) -> None:
         if run("dpkg", "--configure", "-a").returncode:  # a package that was unpacked without what it needs
             apt_get("target", "install", "--fix-broken")
         emit("notice", text="an interrupted dpkg was repaired first (dpkg --configure -a)")
-    # One of an exact version comes from a source, or a file, that this very run may bring.
+    # One of an exact version comes from a source, or a file, that this very run may bring (`packages.fetch`).
     if usual := [name for name in missing if "=" not in name]:
         apt_get("target", "install", "--download-only", *usual)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .facts import QUESTIONS
@@ -13,13 +13,12 @@ from .machine import at, read_text, run
 from .packages import dpkg, is_installed
 from .wire import emit
 
-DISK_MIB = 4096  # the three packages, unpacked beside their archives
 BESIDE_MIB = 1500  # what three JVM-sized programs take outside of their heaps, and the system itself
 LEAST_MAPS = 262_144  # below this, Elasticsearch runs out of maps for the files that it maps
 ARCHITECTURES = ("x86_64", "aarch64")
 UNITS = {"9200": "elasticsearch", "9300": "elasticsearch", "5601": "kibana", "9600": "logstash"}
 UNPACKED = "/usr/share/elasticsearch"
-DATA = "/var/lib/elasticsearch"
+ETC, DATA = "/etc/elasticsearch", "/var/lib/elasticsearch"
 
 
 class Heaps(NamedTuple):
@@ -73,19 +72,68 @@ def fact_elastic_memory(elastic_heap: str, kibana_heap: str, place: str) -> str:
     )
 
 
+class Size(NamedTuple):
+    """MiB of a package: its archive, and what it is unpacked."""
+
+    archive: int
+    unpacked: int
+
+
+# Rounded up from those of 9.1.5 and 9.3.4, whose sizes were seen; Logstash's is an estimate.
+SIZES = {"elasticsearch": Size(680, 1300), "kibana": Size(390, 1180), "logstash": Size(420, 700)}
+QUEUE_MIB = 512 + 64  # Logstash's queue and its dead letters, when both are full (logstash.yml)
+EVENTS_MIB = 512  # to begin with
+# Beyond its high watermark, 90 % of the disk or all but 150 GB, Elasticsearch begins no index.
+LEAST_FREE, MOST_FREE_MIB = 0.1, 150 << 10
+
+
+def disk_needed(new: Sequence[str], newer: Sequence[str] = ()) -> dict[str, int]:
+    """MiB that it takes at most, by folder, to install packages for the first time, and to upgrade others.
+
+    One at a time is brought, unpacked and thrown away; for an upgrade all are brought before anything is stopped.
+    dpkg unpacks a newer one beside the former one.
+    """
+    archives = [SIZES[name].archive for name in (*new, *newer)]
+    unpacked = sum(SIZES[name].unpacked for name in new)
+    return {
+        "/var/cache": sum(archives) if newer else max(archives, default=0),
+        "/usr": unpacked + max((SIZES[name].unpacked for name in newer), default=0),
+        "/var/lib": EVENTS_MIB * ("elasticsearch" in new) + QUEUE_MIB * ("logstash" in new),
+    }
+
+
+def left_free(total: int) -> int:
+    """MiB of a disk with `total` MiB that Elasticsearch wants to see free."""
+    return min(int(total * LEAST_FREE), MOST_FREE_MIB)
+
+
 def fact_elastic_disk(*packages: str) -> str:
-    """Asked only until the packages are there."""
-    if all(map(is_installed, packages)):
-        return ""
-    for folder in ("/usr", "/var/lib"):
-        free = os.statvfs(at(folder))
-        mib = free.f_bavail * free.f_frsize >> 20
-        if mib < DISK_MIB:
+    """For those of these (`name=version`) that are not there yet."""
+    due = [package.partition("=")[0] for package in packages if not is_installed(package)]
+    new = [name for name in due if name not in dpkg()]
+    needed = disk_needed(new, [name for name in due if name in dpkg()])
+    disks: dict[int, list[str]] = {}
+    for folder in needed:
+        disks.setdefault(os.stat(at(folder)).st_dev, []).append(folder)
+    for folders in disks.values():
+        total, free = disk_space(folders[0])
+        spare = left_free(total) if "/var/lib" in folders and "elasticsearch" in new else 0
+        need = sum(needed[folder] for folder in folders) + spare
+        if need > free:
+            why = (
+                f", {spare / 1024:.1f} of them since Elasticsearch wants to see so much free" if spare else ""
+            )
             return (
-                f"{mib / 1024:.1f} GiB free on the disk of {folder}, needs {DISK_MIB / 1024:.1f}: make room "
-                "(see `df -h`), or use `stack = embedded`"
+                f"{free / 1024:.1f} GiB free on the disk of {', '.join(folders)}, needs {need / 1024:.1f}{why}: "
+                "make room (see `df -h`), or use `stack = embedded`"
             )
     return ""
+
+
+def disk_space(folder: str) -> tuple[int, int]:
+    """(all, free for others than root) of the disk that a folder is on, in MiB."""
+    told = os.statvfs(at(folder))
+    return told.f_blocks * told.f_frsize >> 20, told.f_bavail * told.f_frsize >> 20
 
 
 def fact_elastic_machine() -> str:
@@ -124,15 +172,16 @@ def fact_elastic_versions(version: str, *names: str) -> str:
     for name in names:
         if name not in dpkg():
             continue
-        there = dpkg()[name][1]
+        there, purge = dpkg()[name][1], f"`dpkg --purge {name}; rm -r /etc/{name}`"
         if name not in known:
             return (
                 f"{name} {there} is installed, and not by knockmap: ship to it (elastic_hosts), or purge it first "
-                "if nobody needs it"
+                f"if nobody needs it ({purge})"
             )
         if numbers(there)[0] != numbers(version)[0]:
             return (
-                f"{name} {there} is of another major version than elastic_version = {version}: purge it first"
+                f"{name} {there} is of another major version than elastic_version = {version}: purge it first "
+                f"({purge})"
             )
         if numbers(there) > numbers(version):
             return (
@@ -143,11 +192,34 @@ def fact_elastic_versions(version: str, *names: str) -> str:
 
 
 def remains() -> str:
-    """Data without their server: its package would not set up security beside them."""
-    folder = at(DATA)
-    if os.path.isdir(folder) and os.listdir(folder):
-        return f"{DATA} holds data of an Elasticsearch that is not there any more: move them away"
-    return ""
+    """What is left of a server that is not there any more: its package would not set up TLS and passwords beside that."""
+    half = (
+        Journal().entries.get("package:elasticsearch", {}).get("unfinished")
+    )  # dpkg goes on with what it began
+    found = [folder for folder in ((DATA,) if half else (ETC, DATA)) if is_filled(folder)]
+    if not found:
+        return ""
+    ways = {ETC: f"dpkg --purge elasticsearch; rm -r {ETC}", DATA: f"mv {DATA} {DATA}.former"}
+    return (
+        f"{' and '.join(found)} {'hold' if len(found) > 1 else 'holds'} what is left of an Elasticsearch that is not "
+        "there any more, and beside that its package would not set up TLS and passwords; move that away: "
+        f"`{'; '.join(ways[folder] for folder in found)}`"
+    )
+
+
+def is_filled(folder: str) -> bool:
+    return os.path.isdir(at(folder)) and bool(os.listdir(at(folder)))
+
+
+def fact_kibana_alone(elasticsearch: str) -> str:
+    """What keeps Kibana from another version without the others: it does not work with an older Elasticsearch."""
+    name, _, version = elasticsearch.partition("=")
+    if name not in dpkg() or is_installed(elasticsearch):
+        return ""
+    return (
+        f"elasticsearch {dpkg()[name][1]} is installed and elastic_version = {version}: Elasticsearch, Logstash and "
+        "Kibana move together, by `fab -H … deploy`"
+    )
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -203,6 +275,8 @@ FACTS: dict[str, Callable[..., str]] = {
     "elasticsearch_mmap": fact_elasticsearch_mmap,
     "elastic_memory": fact_elastic_memory,
     "elastic_disk": fact_elastic_disk,
+    "kibana_disk": fact_elastic_disk,  # Kibana's packages are asked for by its own task
+    "kibana_alone": fact_kibana_alone,
     "elastic_machine": fact_elastic_machine,
     "elastic_ports": fact_elastic_ports,
     "elastic_versions": fact_elastic_versions,

@@ -31,6 +31,9 @@ class Item:
     def observe(self) -> Have:
         raise NotImplementedError
 
+    def prepare(self, have: Have) -> None:
+        """What can fail while nothing is changed, and is then as if it had not been tried."""
+
     def apply(self, have: Have) -> None:
         raise NotImplementedError
 

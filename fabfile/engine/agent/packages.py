@@ -15,7 +15,7 @@ from . import wire
 from .files import receive
 from .item import Item, forget_observations, observed
 from .machine import ENVIRONMENT, at, must, read_text, run
-from .wire import Failure, Have, emit
+from .wire import Failure, Have, Want, emit
 
 LOCK_SECONDS = 600  # how long we wait for apt, dpkg and another run of ours
 
@@ -23,6 +23,12 @@ LOCK_SECONDS = 600  # how long we wait for apt, dpkg and another run of ours
 # What we hold is ours to move or remove; a lower version still is refused.
 INSTALL = ("--no-install-recommends", "--allow-change-held-packages")
 INSTALLED = ("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev} ${Version}\n")
+ARCHIVES = "/var/cache/apt/archives"
+
+to_come: list[Want] = []  # all packages of this run, since what one of them stops shall wait for no download
+arrived: dict[
+    str, str
+] = {}  # and for no operator who is gone meanwhile: SHA-256 of a .deb file -> where it is
 
 
 class Package(Item):
@@ -39,6 +45,10 @@ class Package(Item):
             "unheld": [name for name in bare if name not in held()],
         }
 
+    def prepare(self, have: Have) -> None:
+        if self.stopped(have["missing"]):
+            fetch(self.want["id"])
+
     def apply(self, have: Have) -> None:
         if have["missing"]:
             self.install(have["missing"])
@@ -51,18 +61,21 @@ class Package(Item):
         # Written down before apt runs, so that what comes with it is known also if we are killed meanwhile.
         entry.setdefault("former", sorted(installed()))
         self.journal.save()
-        debs = [receive(self.want["id"], deb, f".{deb['name']}") for deb in self.want["debs"]]
-        names = debs or self.want["names"]
-        if self.want["stops"] and any(n.partition("=")[0] in installed() for n in missing):
-            refuse_removals(names)
-            for unit in self.want["stops"]:
-                run("systemctl", "stop", unit)  # it may not be there (yet)
-        apt_get(self.want["id"], "install", *names)
+        for unit in self.stopped(missing):
+            run("systemctl", "stop", unit)  # it may not be there (yet)
+        debs = brought(self.want)
+        apt_get(self.want["id"], "install", *(debs or self.want["names"]))
         for deb in debs:
             os.unlink(deb)
         forget_observations()
 
+    def stopped(self, missing: list[str]) -> list[str]:
+        """The units that must not run meanwhile, where one of these is installed in another version."""
+        replaced = any(name.partition("=")[0] in installed() for name in missing)
+        return list(self.want["stops"]) if replaced else []
+
     def finish(self) -> None:
+        drop_archives(self.want["names"])
         entry = self.journal.entries[self.want["id"]]
         added = installed() - set(entry.pop("former", installed()))
         entry["added"] = [*entry.get("added", []), *sorted(added)]
@@ -126,8 +139,39 @@ def is_installed(name: str) -> bool:
     return name in dpkg() and version in ("", dpkg()[name][1])
 
 
+def will_bring(wants: list[Want]) -> None:
+    to_come[:] = [want for want in wants if want["kind"] == "package"]
+
+
+def brought(want: Want) -> list[str]:
+    """The .deb files of a package that come from the operator, each asked for once."""
+    for deb in want["debs"]:
+        if not os.path.exists(arrived.get(deb["sha256"], "")):
+            arrived[deb["sha256"]] = receive(want["id"], deb, f".{deb['name']}")
+    return [arrived[deb["sha256"]] for deb in want["debs"]]
+
+
+def fetch(id: str) -> None:
+    """Have here whatever this run is to install in an exact version: what cannot be had is found while all still runs."""
+    due = [want for want in to_come if any("=" in name and not is_installed(name) for name in want["names"])]
+    try:
+        names = [name for want in due for name in brought(want) or want["names"]]
+        apt_get(id, "install", "--download-only", *names)
+    except Failure as failure:
+        raise Failure(f"{failure}; nothing was stopped", failure.output) from None
+
+
+def drop_archives(names: Sequence[str]) -> None:
+    """Take what was installed in an exact version out of apt's cache: it is large, and apt keeps it for good."""
+    ours = tuple(f"{name.partition('=')[0]}_" for name in names if "=" in name)
+    there = os.listdir(at(ARCHIVES)) if ours and os.path.isdir(at(ARCHIVES)) else []
+    for file in there:
+        if file.startswith(ours) and file.endswith(".deb"):
+            os.unlink(at(f"{ARCHIVES}/{file}"))
+
+
 def refuse_removals(names: Sequence[str]) -> None:
-    """Before anything is stopped, or to say why apt-get refused by --no-remove."""
+    """Say why apt-get refused by --no-remove."""
     plan = run("apt-get", "-s", "install", *INSTALL, *names).stdout
     if removed := re.findall(r"^Remv (\S+)", plan, re.M):
         raise Failure(
@@ -175,12 +219,12 @@ def apt_get(id: str, *argv: str) -> None:
         said += apt_run(id, "update")[1]
     rc, output = apt_run(id, *argv)
     if rc and "remove is disabled" in output:
-        refuse_removals(argv[1:])
+        refuse_removals([word for word in argv[1:] if not word.startswith("-")])
     if rc and argv[0] == "install":  # the lists can be older than the archive: look again, once
         said += apt_run(id, "update")[1]
         rc, output = apt_run(id, *argv)
     if rc:
-        raise Failure(f"apt-get {argv[0]} failed: {apt_cause(said + output)}", output)
+        raise Failure(f"apt-get {argv[0]} failed: {apt_cause(said + output)}{versions_there(output)}", output)
 
 
 def apt_cause(output: str) -> str:
@@ -188,6 +232,16 @@ def apt_cause(output: str) -> str:
         if found := re.search(pattern, output):
             return meaning.format(*(group or "" for group in found.groups()))
     return "its last lines follow"
+
+
+def versions_there(output: str) -> str:
+    """Where apt lacks a version: which ones it has, the newest first."""
+    lacking = re.search(r"^E: Version '\S+' for '(\S+)' was not found", output, re.M)
+    if not lacking:
+        return ""
+    rows = (line.split("|") for line in run("apt-cache", "madison", lacking[1]).stdout.splitlines())
+    found = list(dict.fromkeys(row[1].strip() for row in rows if len(row) == 3))
+    return f"; there {'is' if len(found) < 2 else 'are'} {', '.join(found[:8]) or 'none'}"
 
 
 def lists_are_fresh() -> bool:
@@ -235,7 +289,7 @@ def wait_for_locks(id: str) -> None:
     """apt-get itself waits for dpkg's lock only, and says nothing meanwhile."""
     deadline = time.monotonic() + LOCK_SECONDS
     told = ""
-    for path in ("/var/lib/dpkg/lock-frontend", "/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"):
+    for path in ("/var/lib/dpkg/lock-frontend", "/var/lib/apt/lists/lock", f"{ARCHIVES}/lock"):
         while (holder := lock_holder(path)) is not None:
             if time.monotonic() > deadline:
                 raise Failure(
