@@ -433,6 +433,27 @@ def test_secrets_are_in_their_places_only(box: Box) -> None:
     assert "640 root kibana" in shell(box, "stat -c '%a %U %G' /etc/kibana/kibana.yml")
 
 
+def test_an_upgrade_of_the_others_takes_kibana_along_and_it_alone_moves_not(
+    fab: FabCommand,
+    box: Box,
+    elastic: dict[str, str],
+    elastic_next: dict[str, str],
+    kibana: Callable[..., Fab],
+) -> None:
+    higher = elastic_next["KNOCKMAP_ELASTIC_VERSION"]
+    refused = kibana(**elastic_next)
+    assert refused.rc == 1 and "Elasticsearch, Logstash and Kibana move together" in refused.out, refused.out
+    upgraded = fab(box, "install-elk", **elastic_next)
+    assert upgraded.rc == 0, upgraded.out
+    names = "elasticsearch kibana logstash"
+    versions = shell(box, f"dpkg-query -W -f '${{Version}} ' {names}").split()
+    assert versions == [higher, higher, f"1:{higher}-1"]
+    assert set(shell(box, "apt-mark showhold").split()) >= set(names.split())
+    assert web.ask(box, DASHBOARD, login(fab, box, elastic)).status == 200
+    assert fab(box, "install-elk", **elastic_next).last.endswith(UNCHANGED)
+    assert kibana(**elastic_next).last.endswith(UNCHANGED)
+
+
 def test_undo_puts_everything_back(fab: FabCommand, box: Box, elastic: dict[str, str]) -> None:
     keys = f"cat {SECRETS}/kibana_encryption_*"
     former = shell(box, keys)
