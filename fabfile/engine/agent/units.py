@@ -56,11 +56,12 @@ class Service(Item):
         if verb and done.returncode:
             raise Failure(f"systemctl {verb} {unit} failed", done.stdout + done.stderr)
         self.drive(unit, self.observe())
-        self.journal.restarted(unit)
-        changed_ids.difference_update(self.want["restart_on"], self.want["reload_on"])
         forget_observations()
         if self.want["running"] and unit.endswith(".service"):  # a timer starts at once or not at all
             self.settle()
+        # Not before: what ends again and again is "active" in between, and the next run must not take that for well.
+        self.journal.restarted(unit)
+        changed_ids.difference_update(self.want["restart_on"], self.want["reload_on"])
 
     def drive(self, unit: str, have: Have) -> None:
         if self.want["running"] is False:
