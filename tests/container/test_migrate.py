@@ -153,6 +153,25 @@ def test_export_has_a_row_for_each_with_the_columns_of_the_embedded_stack(
     assert refused.rc == 1 and "use Kibana" in refused.out
 
 
+def test_a_higher_version_is_one_setting_and_one_deploy(
+    fab: FabCommand, elastic_box: Box, elastic_next: Settings
+) -> None:
+    higher = elastic_next["KNOCKMAP_ELASTIC_VERSION"]
+    stored = scanners(fab, elastic_box, BEFORE["total"], **elastic_next)["total"]
+    done = fab(elastic_box, "deploy", **elastic_next)
+    assert done.rc == 0, done.out
+    order = re.findall(r"^changed +package:(\S+)", done.out, re.M)
+    assert order == ["elasticsearch", "logstash", "kibana"]
+    form = "'${db:Status-Want} ${Version}\n'"
+    rows = shell(elastic_box, f"dpkg-query -W -f {form} {' '.join(order)}").splitlines()
+    assert sorted(rows) == [f"hold 1:{higher}-1", f"hold {higher}", f"hold {higher}"]
+    page = web.ask(elastic_box, DASHBOARD, login(fab, elastic_box, elastic_next))
+    assert page.status == 200, page.body
+    again = fab(elastic_box, "deploy", **elastic_next)
+    assert again.last.endswith(" ok, 0 changed, 0 failed, 0 skipped"), again.out
+    assert scanners(fab, elastic_box, stored, **elastic_next)["total"] == stored
+
+
 def test_no_secret_stands_anywhere_else_than_where_it_is_needed(elastic_box: Box) -> None:
     """On the whole disk, in the logs and in the list of processes."""
     names = shell(elastic_box, f"ls {SECRETS}").split()
@@ -174,25 +193,6 @@ def test_no_secret_stands_anywhere_else_than_where_it_is_needed(elastic_box: Box
 def test_from_outside_only_sshd_and_apache_answer(elastic_box: Box) -> None:
     found = scan(elastic_box)
     assert len(found) == 2 and set(map(tuple, found.values())) == {(80, 443, 2222)}, found
-
-
-def test_a_higher_version_is_one_setting_and_one_deploy(
-    fab: FabCommand, elastic_box: Box, elastic_next: Settings
-) -> None:
-    higher = elastic_next["KNOCKMAP_ELASTIC_VERSION"]
-    stored = scanners(fab, elastic_box, BEFORE["total"], **elastic_next)["total"]
-    done = fab(elastic_box, "deploy", **elastic_next)
-    assert done.rc == 0, done.out
-    order = re.findall(r"^changed +package:(\S+)", done.out, re.M)
-    assert order == ["elasticsearch", "logstash", "kibana"]
-    form = "'${db:Status-Want} ${Version}\n'"
-    rows = shell(elastic_box, f"dpkg-query -W -f {form} {' '.join(order)}").splitlines()
-    assert sorted(rows) == [f"hold 1:{higher}-1", f"hold {higher}", f"hold {higher}"]
-    page = web.ask(elastic_box, DASHBOARD, login(fab, elastic_box, elastic_next))
-    assert page.status == 200, page.body
-    again = fab(elastic_box, "deploy", **elastic_next)
-    assert again.last.endswith(" ok, 0 changed, 0 failed, 0 skipped"), again.out
-    assert scanners(fab, elastic_box, stored, **elastic_next)["total"] == stored
 
 
 def test_undo_of_both_stacks_leaves_the_box_as_it_was(
