@@ -21,14 +21,11 @@ from docker.models.containers import Container
 
 from . import images, state
 from .images import BoxError, inside
-from .machine import Box, relay_name
+from .machine import Box, attacked, relay_name
 
 MOST_COUNT, MOST_SECONDS = 100_000, 60
 # SYNs per second from which on an attack is alone: it may overwrite the kernel's ring, in which all boxes' lines are.
 FLOOD = 2_000
-# The pair's own addresses end in the number of the box, by which its relay knows its lines. Benchmark and unique-local
-# ranges, so that no real source can be one of them.
-TARGET_V4, TARGET_V6 = "198.18.22.{}", "fd22:22::{}"
 SETUP = """
 set -eu
 ip netns add attacker
@@ -130,8 +127,7 @@ def choose(number: int) -> dict[str, str]:
 
 def prepare(hand: Container, box: Box, chosen: dict[str, str], count: int, rate: int) -> None:
     """The namespace with its addresses, a route to each of them, and the guard on every other way out."""
-    number = box.address.rsplit(".", 1)[1]
-    v4, v6 = TARGET_V4.format(number), TARGET_V6.format(number)
+    v4, v6 = attacked(box.address)
     addresses = {"v4": [a for a in chosen if ":" not in a], "v6": [a for a in chosen if ":" in a]}
     mine = [f"addr add {a}/32 dev syn1" for a in addresses["v4"]]
     mine += [f"addr add {a}/128 dev syn1 nodad" for a in addresses["v6"]]

@@ -118,7 +118,7 @@ def up(
         refuse_taken(name)
         container, address = start(engine, image, name, release, direct or listened_on(ANY))
     try:
-        start_relay(engine, tools, name)
+        start_relay(engine, tools, name, address)
         wait_for_systemd(container)
         welcome(container, name, address)
         wait_for_relay(container)
@@ -204,13 +204,23 @@ def directly(engine: DockerClient, number: int) -> tuple[str, dict[str, Any]]:
     return address, {"network": NETWORK, "networking_config": {NETWORK: endpoint}}
 
 
-def start_relay(engine: DockerClient, tools: str, name: str) -> None:
+def attacked(address: str) -> tuple[str, str]:
+    """Where attacks on the box at this address go to, IPv4 and IPv6: addresses that no other box has.
+
+    Of the benchmark and the unique-local range, so that no real source can be one of them.
+    """
+    number = address.rsplit(".", 1)[1]
+    return f"198.18.22.{number}", f"fd22:22::{number}"
+
+
+def start_relay(engine: DockerClient, tools: str, name: str, address: str) -> None:
     """Beside the box, in its network namespace: kernel lines into its pipe, and a hand for attacks."""
     engine.containers.run(
         tools,
         name=relay_name(name),
         labels={LABEL: name, OWNER: str(state.ROOT)},
         network_mode=f"container:{container_name(name)}",
+        environment={"ATTACKED": " ".join(attacked(address))},
         cap_add=[
             "SYSLOG",  # to read /dev/kmsg
             "SYS_NICE",  # to read it in time

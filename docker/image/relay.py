@@ -18,6 +18,7 @@ import re
 import select
 import subprocess
 import time
+from collections.abc import Iterable
 
 PIPE, OVERRUNS = "/.box/kmsg", "/.box/overruns"
 DST = re.compile(rb" DST=([0-9a-f.:]+) ")
@@ -25,27 +26,33 @@ F_SETPIPE_SZ = 1031
 MOST = 8 * 1024 * 1024  # bytes, or 40,000 lines: a flood is to show the limits of the box, not ours
 
 
-def addresses() -> set[bytes]:
-    """The box's addresses as the kernel prints them: IPv6 in full length. Loopback is in every box, so in none."""
-    shown = json.loads(subprocess.run(["ip", "-j", "addr"], capture_output=True, check=True).stdout)
-    found = (ipaddress.ip_address(info["local"]) for link in shown for info in link.get("addr_info", []))
+def printed(addresses: Iterable[str]) -> set[bytes]:
+    """As the kernel prints them: IPv6 in full length. Loopback is in every box, so in none."""
+    found = map(ipaddress.ip_address, addresses)
     return {ip.exploded.encode() for ip in found if not ip.is_loopback}
 
 
-class Own:
-    """Tells whether a line's destination is an address of this box, which gets addresses while an attack lasts.
+def addresses() -> set[bytes]:
+    """The box's addresses at this moment."""
+    shown = json.loads(subprocess.run(["ip", "-j", "addr"], capture_output=True, check=True).stdout)
+    return printed(info["local"] for link in shown for info in link.get("addr_info", []))
 
-    The first line for an address that is new must not be lost, so it is asked for; but a flood on another box must not
-    keep us busy with asking, so what was foreign is for 5 s.
+
+class Own:
+    """Tells whether a line's destination is an address of this box.
+
+    Those that attacks give it are `known` beforehand, since a line may be read when its attack is over. The first line
+    for another that is new must not be lost either, so it is asked for; but a flood on another box must not keep us busy
+    with asking, so what was foreign is for 5 s.
     """
 
-    def __init__(self) -> None:
-        self.own = addresses()
+    def __init__(self, known: Iterable[str]) -> None:
+        self.own = printed(known) | addresses()
         self.foreign: dict[bytes, float] = {}
 
     def __contains__(self, address: bytes) -> bool:
         if address not in self.own and time.monotonic() > self.foreign.get(address, 0):
-            self.own = addresses()
+            self.own |= addresses()
             self.foreign[address] = time.monotonic() + 5
         return address in self.own
 
@@ -75,7 +82,7 @@ class Relay:
         fcntl.fcntl(self.pipe, F_SETPIPE_SZ, 1024 * 1024)
         self.kmsg = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         os.lseek(self.kmsg, 0, os.SEEK_END)
-        self.own, self.unread = Own(), bytearray()
+        self.own, self.unread = Own(os.environ["ATTACKED"].split()), bytearray()
         self.lost, self.expected = 0, 0
         note(0)
 

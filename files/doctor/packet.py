@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
@@ -91,12 +92,19 @@ class Watch:
     def count(self) -> dict[str, int]:
         return counts().get(self.family) or {"seen": 0, "logged": 0, "over_limit": 0}
 
-    def counter(self, settle: float = 0) -> str | None:
-        """Only what is not another's: so the log is read along, after `settle` seconds for lines on their way."""
-        counted = self.count()["seen"] - self.before["seen"]
-        time.sleep(settle)
+    def counted(self) -> int:
+        return self.count()["seen"] - self.before["seen"]
+
+    def counter(self) -> str | None:
+        """Only what is not another's: so the log is read along."""
+        counted = self.counted()
         self.read()
         return "counted" if self.ours or counted > self.others else None
+
+    def all_of_others(self, counted: int) -> str | None:
+        """Whether every one of the SYNs `counted` so far has its line by now, and none is ours."""
+        self.read()
+        return "others" if self.ours is None and self.others >= counted else None
 
     def log_line(self) -> str | None:
         self.read()
@@ -142,8 +150,9 @@ def follow(target: Target, packet: dict[str, Any], emit: Callable[..., None], pa
             return emit("passed", family=packet["family"], why=f"{name}: not deployed")
         found = wait_for(look, seconds)
         if found is None:
-            if name == "log line" and watch.counter(settle=1) is None:
-                name = "counter"  # what was counted was another's
+            all_of_others = functools.partial(watch.all_of_others, watch.counted())
+            if name == "log line" and wait_for(all_of_others, patience):
+                name = "counter"
                 hops.clear()
             tell(hops, emit)
             return emit("stopped", family=packet["family"], name=name, over_limit=watch.over_limit())

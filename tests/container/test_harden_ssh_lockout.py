@@ -1,6 +1,6 @@
 """Nobody is locked out: whatever goes wrong in the middle, the old way in works again within the timer.
 
-Seen by logins from outside over SSH. The timer is 8 s here; by default it is 5 min.
+Seen by logins from outside over SSH. The timer is 10 or 20 s here; by default it is 5 min.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.container.conftest import ROOT, Fab
 from tests.container.login import login, within
 
 FabCommand = Callable[..., Fab]
-SECONDS = 8
+SECONDS = 10
 STAGES = (
     "the way back is armed",
     "sshd also listens on 2222",
@@ -79,7 +79,7 @@ def test_a_run_after_a_killed_one_is_not_told_that_all_is_well(
 
 
 def wait_until_reverted(box: Box) -> None:
-    script = f"for i in $(seq {10 * (SECONDS + 15)}); do test -e /var/lib/knockmap/ssh/armed.json || exit 0; sleep .1; done; exit 1"
+    script = f"for i in $(seq {10 * (2 * SECONDS + 15)}); do test -e /var/lib/knockmap/ssh/armed.json || exit 0; sleep .1; done; exit 1"
     assert box.run(["sh", "-c", script])[0] == 0
 
 
@@ -132,7 +132,7 @@ def test_an_undo_that_is_killed_ends_on_the_port_that_worked(
     assert fresh_box.run(["sh", "-c", ufw])[0] == 0
     assert fab(fresh_box, "harden-ssh").rc == 0
     argv = [f"{Path(sys.executable).parent}/fab", "-S", str(fresh_box.ssh_config), "-H", fresh_box.name]
-    environment = {**operator, "KNOCKMAP_SSH_REVERT_SECONDS": str(SECONDS), "PYTHONUNBUFFERED": "1"}
+    environment = {**operator, "KNOCKMAP_SSH_REVERT_SECONDS": str(2 * SECONDS), "PYTHONUNBUFFERED": "1"}
     run = subprocess.Popen(
         [*argv, "undo", "harden_ssh"],
         cwd=ROOT,
@@ -143,7 +143,7 @@ def test_an_undo_that_is_killed_ends_on_the_port_that_worked(
         text=True,
     )
     kill_at(run, "sshd is as it was")
-    assert within(SECONDS + 15, fresh_box, 2222)
+    assert within(2 * SECONDS + 15, fresh_box, 2222)
     wait_until_reverted(fresh_box)
     assert login(fresh_box, 2222) and not login(fresh_box, 22)
     assert fab(fresh_box, "undo", "harden_ssh").rc == 0

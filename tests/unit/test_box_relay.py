@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 IMAGE = Path(__file__).parents[2] / "docker" / "image"
 sys.path.append(str(IMAGE))
 
@@ -38,3 +40,17 @@ def test_a_line_without_a_destination_is_nobodys() -> None:
 def test_the_first_destination_counts_where_an_icmp_error_quotes_a_packet() -> None:
     record = b"4,9,5,-;knockmap IN=eth0 SRC=1.1.1.1 DST=2.2.2.2 LEN=9 PROTO=ICMP [SRC=2.2.2.2 DST=3.3.3.3 LEN=9 ]\n"
     assert relay.entry(record)[1] == b"2.2.2.2"
+
+
+def test_a_line_that_is_read_after_its_attack_is_the_boxs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = {b"172.17.0.2"}
+    monkeypatch.setattr(relay, "addresses", lambda: set(now))
+    own = relay.Own(["198.18.22.6", "fd22:22::6"])
+    assert b"203.0.113.1" not in own  # another box's line, for which it is asked
+    assert b"198.18.22.6" in own and b"fd22:0022:0000:0000:0000:0000:0000:0006" in own
+    now.add(b"198.18.33.1")
+    assert b"198.18.33.1" in own
+    now.clear()
+    assert b"203.0.113.2" not in own and b"198.18.33.1" in own

@@ -275,9 +275,11 @@ def test_what_others_sent_meanwhile_is_not_taken_for_our_arrival(
         file.write(LINE % (b"203.0.113.9", 61000, 64240) + b"\n")
     count.seen = 11
     assert watch.counter() is None
+    assert watch.all_of_others(watch.counted()) and not watch.all_of_others(2)
     with log.open("ab") as file:
         file.write(LINE % (b"192.0.2.77", 61000, 1234) + b"\n")
     count.seen = 12
+    assert not watch.all_of_others(1)
     assert watch.counter() and watch.log_line() == "192.0.2.77 port 61000"
 
 
