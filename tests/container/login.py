@@ -7,6 +7,9 @@ import time
 
 from box import Box
 
+# An sshd that systemd starts for each connection, as Ubuntu has it.
+SOCKET = "systemctl disable -q --now ssh.service; systemctl enable -q --now ssh.socket"
+
 
 def login(box: Box, port: int, user: str = "root") -> bool:
     """True if OpenSSH's client gets in with the box's key, with a verified host key."""

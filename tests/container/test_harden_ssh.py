@@ -12,11 +12,10 @@ import paramiko
 import pytest
 from box import Box
 
-from tests.container.conftest import Fab
-from tests.container.login import login, within
+from tests.container.conftest import ROOT, Fab, NewBox
+from tests.container.login import SOCKET, login, within
 
 FabCommand = Callable[..., Fab]
-SOCKET = "systemctl disable -q --now ssh.service; systemctl enable -q --now ssh.socket"
 
 
 def effective(box: Box) -> set[str]:
@@ -157,6 +156,26 @@ def test_ssh_socket_moves_stays_and_comes_back(fab: FabCommand, fresh_box: Box) 
     assert undone.rc == 0, undone.out
     assert within(5, fresh_box, 22) and not login(fresh_box, 2222)
     assert fresh_box.run(["systemctl", "is-active", "ssh.socket"])[1].strip() == "active"
+
+
+def test_behind_a_jump_host_the_new_login_goes_the_same_way(
+    fab: FabCommand, fresh_box: Box, new_box: NewBox, release: str, tmp_path: Path
+) -> None:
+    """The box has an address here as well, by which the test looks; the operator knows the inner one only."""
+    jump = new_box(release)
+    address = fresh_box.run(["hostname", "-I"])[1].split()[0]
+    config = tmp_path / "ssh_config"
+    config.write_text(
+        f"Host inner\n  HostName {address}\n  HostKeyAlias {fresh_box.address}\n  ProxyJump {jump.name}\n  User root\n"
+        f"  IdentityFile {ROOT}/.box/id_ed25519\n  UserKnownHostsFile {ROOT}/.box/known_hosts\n"
+        + jump.ssh_config.read_text()
+    )
+    moved = fab("inner", "harden-ssh", ssh_config=str(config))
+    assert moved.rc == 0 and "the way back is disarmed" in moved.out, moved.out
+    assert login(fresh_box, 2222) and not login(fresh_box, 22)
+    assert ", 0 changed, 0 failed, 0 skipped" in fab("inner", "harden-ssh", ssh_config=str(config)).last
+    assert fab("inner", "undo", "harden_ssh", ssh_config=str(config)).rc == 0
+    assert login(fresh_box, 22) and login(jump, 22)
 
 
 def test_ufw_lets_the_new_port_in_before_the_move_and_undo_takes_that_back(

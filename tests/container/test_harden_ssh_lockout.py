@@ -16,7 +16,7 @@ import pytest
 from box import Box
 
 from tests.container.conftest import ROOT, Fab
-from tests.container.login import login, within
+from tests.container.login import SOCKET, login, within
 
 FabCommand = Callable[..., Fab]
 SECONDS = 10
@@ -98,6 +98,19 @@ def test_a_reboot_in_the_middle_ends_on_the_old_port(
     assert within(SECONDS + 15, box, 22)
     wait_until_reverted(box)
     assert within(10, box, 22) and not login(box, 2222)
+
+
+def test_an_operator_killed_in_the_middle_finds_ssh_socket_again(
+    fresh_box: Box, operator: dict[str, str], tmp_path: Path
+) -> None:
+    fresh_box.run(["sh", "-c", SOCKET])
+    assert within(5, fresh_box, 22)
+    kill_at(start(fresh_box, operator, tmp_path), "port 22 is closed")
+    assert within(SECONDS + 15, fresh_box, 22)
+    wait_until_reverted(fresh_box)
+    assert within(10, fresh_box, 22) and not login(fresh_box, 2222)
+    assert fresh_box.run(["systemctl", "is-active", "ssh.socket"])[1].strip() == "active"
+    assert fresh_box.run(["systemctl", "is-enabled", "ssh.service"])[1].strip() == "disabled"
 
 
 def test_a_firewall_before_the_new_port_sends_it_back(fab: FabCommand, fresh_box: Box) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import io
 import socket
 import stat
 from collections.abc import Iterator
@@ -43,6 +44,13 @@ def server(home: Path) -> Iterator[SshServer]:
 def closed_port() -> int:
     with socket.create_server((HOST, 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+class Terminal(io.StringIO):
+    """Somebody sits there."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def connection(
@@ -102,6 +110,23 @@ def test_an_accepted_key_is_appended_and_known_from_then_on(server: SshServer, h
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     at(server).open()
     assert server.logins == 2
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("y", True), ("yes", True), ("n", False), ("", False)])
+def test_an_operator_is_shown_the_fingerprint_and_asked(
+    server: SshServer, home: Path, monkeypatch: pytest.MonkeyPatch, answer: str, kept: bool
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
+    if kept:
+        at(server).open()
+    else:
+        with pytest.raises(HostKeyError):
+            at(server).open()
+    assert public(server).fingerprint in terminal.getvalue()
+    assert (home / ".ssh" / "known_hosts").exists() == kept
+    assert server.logins == 1 + kept  # it is closed while somebody thinks
 
 
 def test_a_new_known_hosts_file_is_for_its_owner_only(server: SshServer, home: Path) -> None:

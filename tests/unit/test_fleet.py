@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from tests.unit.ssh_server import SshServer, ed25519_key, serving
 Fabric = Callable[..., int]
 seen: list[dict[str, Any]] = []
 together = threading.Barrier(2, timeout=2)
+at_work: list[str] = []
 
 
 def report(c: Any, status: str, check: bool = False) -> Report:
@@ -54,6 +56,15 @@ def meet(c: Any) -> None:
     """Wait until another host is at work too."""
     c.open()
     together.wait()
+
+
+@fleet.host_task
+def work(c: Any) -> None:
+    """Take a while, alone."""
+    at_work.append(c.original_host)
+    time.sleep(0.1)
+    assert at_work == [c.original_host]
+    at_work.clear()
 
 
 @fleet.host_task
@@ -102,7 +113,7 @@ def fab(home: Path, servers: list[SshServer], monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(f"KNOCKMAP_{field}", raising=False)
 
     def call(*words: str) -> int:
-        tasks = Collection(deploy, port, meet, refuse, run, export.export)
+        tasks = Collection(deploy, port, meet, work, refuse, run, export.export)
         tasks.configure(
             {"connect_kwargs": {"password": "login", "look_for_keys": False, "allow_agent": False}}
         )
@@ -259,6 +270,12 @@ def test_accept_new_becomes_the_setting(fab: Fabric) -> None:
 
 def test_hosts_run_at_the_same_time(fab: Fabric) -> None:
     assert fab("-H", "one,two", "meet") == 0
+
+
+def test_the_limit_is_how_many_hosts_are_worked_on_at_once(fab: Fabric) -> None:
+    assert fab("-H", "one,two", "work", "--limit", "1") == 0
+    assert fab("-H", "one,two", "work", "--limit", "2") == 1
+    assert fab("-H", "one,two", "work", "--limit", "0") == 2
 
 
 def test_one_bad_host_does_not_stop_the_others_and_the_last_lines_name_it(
