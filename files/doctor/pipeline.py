@@ -66,16 +66,16 @@ def logstash(target: Target) -> Link:
     found = unit(UNIT)
     if found.get("ActiveState") == "inactive":
         return bad("Logstash is stopped, so no line becomes an event", AGAIN)
-    edited = touched(target.edited("install_elk", CONF))
-    if trouble := at_work(found, edited):
-        return trouble
     pid = found.get("MainPID", "0")
-    if unread := may_not_read(pid):
+    if unread := may_not_read(pid):  # seen before it is ready, too
         return bad(unread, AGAIN)
     if other_key(pid):
         return bad(
             "Logstash runs with another key than the one that is kept", "{ssh} systemctl restart logstash"
         )
+    edited = touched(target.edited("install_elk", CONF))
+    if trouble := at_work(found, edited):
+        return trouble
     if news := restarted(edited):
         return news
     if found.get("UnitFileState") != "enabled":

@@ -11,6 +11,7 @@ heal          give it a minute for that, and say what is missing
 from __future__ import annotations
 
 import glob
+import http.client
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from elasticsearch import CA, DATA_STREAMS, Unreachable, call
 
@@ -63,11 +65,20 @@ def elasticsearch() -> str:
     return ""
 
 
+def document(url: str, timeout: float) -> Any:
+    """The JSON there. Raises OSError, also where a program ends in the middle of its answer, and ValueError."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
+            return json.load(answer)
+    except http.client.HTTPException as error:
+        raise OSError(f"no HTTP answer: {type(error).__name__}") from error
+
+
 def logstash() -> str:
     """Empty as soon as the pipeline runs. The API is there before, and knows the pipeline before its plugins are registered."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{LOGSTASH}/_health_report", timeout=5) as answer:
-            pipelines = json.load(answer)["indicators"]["pipelines"]["indicators"]
+        report = document(f"http://127.0.0.1:{LOGSTASH}/_health_report", timeout=5)
+        pipelines = report["indicators"]["pipelines"]["indicators"]
     except (OSError, ValueError, KeyError) as error:
         return f"no answer on port {LOGSTASH} yet ({error})"
     if "main" not in pipelines:
@@ -78,8 +89,7 @@ def logstash() -> str:
 
 def kibana() -> str:
     try:
-        with urllib.request.urlopen("http://127.0.0.1:5601/kibana/api/status", timeout=10) as answer:
-            level = json.load(answer)["status"]["overall"]["level"]
+        level = document("http://127.0.0.1:5601/kibana/api/status", timeout=10)["status"]["overall"]["level"]
     except urllib.error.HTTPError as error:
         return f"Kibana is not ready yet ({error.code})"
     except (OSError, ValueError, KeyError) as error:

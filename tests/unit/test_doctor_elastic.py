@@ -251,6 +251,14 @@ def test_a_pipeline_that_logstash_knows_does_not_run_yet(monkeypatch: pytest.Mon
     assert (looping.state, looping.cause) == ("bad", "Logstash ends again and again (FATAL it says why)")
 
 
+def test_what_a_starting_logstash_lacks_is_told_before_that_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "may_not_read", lambda pid: f"{pid} may not read it")
+    link = logstashs(monkeypatch, "LOADING", {"MainPID": "77", **started(2)})
+    assert (link.state, link.cause) == ("bad", "77 may not read it")
+
+
 def test_a_logstash_that_runs_is_not_well_when_it_ended_a_moment_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an event does to it is seen when that is read, which is after the pipeline runs."""
     ended = {"NRestarts": "3", **started(9)}

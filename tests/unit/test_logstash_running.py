@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -577,6 +578,22 @@ def watched(
         said.append((units.logstash(), pipeline.idle()))
         time.sleep(0.01)
     return process, said
+
+
+def test_an_answer_that_breaks_off_is_none_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(units, "LOGSTASH", str(port))
+        monkeypatch.setattr(pipeline, "PORT", port)
+        threading.Thread(target=break_off, args=(listener, 2), daemon=True).start()
+        assert "no answer" in units.logstash() and "does not answer" in pipeline.idle()
+
+
+def break_off(listener: socket.socket, times: int) -> None:
+    for _ in range(times):
+        with listener.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(b'HTTP/1.0 200 OK\r\nContent-Length: 4000\r\n\r\n{"indica')
 
 
 def test_a_log_that_cannot_be_read_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
