@@ -65,10 +65,10 @@ def elasticsearch() -> str:
     return ""
 
 
-def document(url: str, timeout: float) -> Any:
-    """The JSON there. Raises OSError, also where a program ends in the middle of its answer, and ValueError."""
+def document(address: str, timeout: float) -> Any:
+    """The JSON at this port and path of ours. Raises OSError, also where a program ends in the middle of its answer, and ValueError."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{address}", timeout=timeout) as answer:
             return json.load(answer)
     except http.client.HTTPException as error:
         raise OSError(f"no HTTP answer: {type(error).__name__}") from error
@@ -77,7 +77,7 @@ def document(url: str, timeout: float) -> Any:
 def logstash() -> str:
     """Empty as soon as the pipeline runs. The API is there before, and knows the pipeline before its plugins are registered."""
     try:
-        report = document(f"http://127.0.0.1:{LOGSTASH}/_health_report", timeout=5)
+        report = document(f"{LOGSTASH}/_health_report", timeout=5)
         pipelines = report["indicators"]["pipelines"]["indicators"]
     except (OSError, ValueError, KeyError) as error:
         return f"no answer on port {LOGSTASH} yet ({error})"
@@ -89,7 +89,7 @@ def logstash() -> str:
 
 def kibana() -> str:
     try:
-        level = document("http://127.0.0.1:5601/kibana/api/status", timeout=10)["status"]["overall"]["level"]
+        level = document("5601/kibana/api/status", timeout=10)["status"]["overall"]["level"]
     except urllib.error.HTTPError as error:
         return f"Kibana is not ready yet ({error.code})"
     except (OSError, ValueError, KeyError) as error:

@@ -254,9 +254,9 @@ def test_a_pipeline_that_logstash_knows_does_not_run_yet(monkeypatch: pytest.Mon
 def test_what_a_starting_logstash_lacks_is_told_before_that_it_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "may_not_read", lambda pid: f"{pid} may not read it")
-    link = logstashs(monkeypatch, "LOADING", {"MainPID": "77", **started(2)})
-    assert (link.state, link.cause) == ("bad", "77 may not read it")
+    monkeypatch.setattr(pipeline, "may_not_read", lambda pid: "it may not read the log")
+    link = logstashs(monkeypatch, "LOADING", started(2))
+    assert (link.state, link.cause) == ("bad", "it may not read the log")
 
 
 def test_a_logstash_that_runs_is_not_well_when_it_ended_a_moment_ago(monkeypatch: pytest.MonkeyPatch) -> None:
