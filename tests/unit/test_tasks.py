@@ -19,6 +19,7 @@ BOX = "tests/container/test_{}.py::test_x[trixie]"
     ("failed", "again"),
     [
         ([BOX.format("b"), BOX.format("a"), BOX.format("a") + "[2]"], ["test_a.py", "test_b.py"]),
+        ([BOX.format("a") + str(number) for number in range(9)], ["test_a.py"]),
         ([BOX.format(name) for name in "abcd"], []),
         ([BOX.format("a"), "tests/unit/test_a.py::test_x"], []),
         (["tests/container/test_a.py"], []),  # the file itself could not be read
