@@ -334,6 +334,27 @@ def test_back_after_a_reboot_with_ufw(box: Box) -> None:
     sh(box, "ufw --force reset; apt-get purge -qq -y ufw 2>&1")
 
 
+def test_docker_and_we_leave_each_other_alone(box: Box) -> None:
+    """Its engine writes chains of its own at every start; it flushes nothing, and neither do we."""
+    install(box, "docker.io")
+    for command in ("start", "restart", "reload"):
+        sh(box, f"systemctl {command} docker")
+        assert both_in_force(box) and dockers_own(box), command
+    assert logs_an_attack(box)
+    sh(box, f"iptables -F INPUT; {PROGRAM} load")
+    assert both_in_force(box) and dockers_own(box)
+    box.restart()
+    assert wait_for(lambda: dockers_own(box))
+    assert both_in_force(box)
+    sh(box, "DEBIAN_FRONTEND=noninteractive apt-get purge -qq -y --autoremove docker.io containerd 2>&1")
+
+
+def dockers_own(box: Box) -> bool:
+    """Whether the rules that Docker's engine sets are in force, for what it forwards and what it translates."""
+    rules = sh(box, "iptables -w 10 -S FORWARD; iptables -w 10 -t nat -S POSTROUTING")
+    return "-A FORWARD -j DOCKER-USER" in rules and "-j MASQUERADE" in rules
+
+
 # An operator's own firewall, which begins as Debian's does and lets nobody in but by eth0, where fab comes from.
 NFTABLES = """
 flush ruleset
