@@ -33,6 +33,7 @@ PATIENCE = 3.0  # seconds
 PROGRAM = "/usr/local/lib/knockmap/ssh"
 ARMED = "/var/lib/knockmap/ssh/armed.json"
 DROP_INS = "/etc/ssh/sshd_config.d"
+PORT_FILE = f"{DROP_INS}/00-knockmap-port.conf"
 PROGRAMS = Directory("/usr/local/lib/knockmap")
 
 
@@ -49,9 +50,7 @@ def resources(
     """
     ports = ports or (settings.ssh_port,)
     test = (PROGRAM, "test")
-    port = File(
-        f"{DROP_INS}/00-knockmap-port.conf", text=render("harden_ssh/port.conf.j2", ports=ports), verify=test
-    )
+    port = File(PORT_FILE, text=render("harden_ssh/port.conf.j2", ports=ports), verify=test)
     hardening = File(
         f"{DROP_INS}/10-knockmap-hardening.conf",
         text=render("harden_ssh/hardening.conf.j2", strict=settings.ssh_strict),
@@ -138,6 +137,7 @@ def move(c: VerifiedConnection, settings: Settings, *, diff: bool) -> Report:
     """The stages. Raises StageError when a proof failed: then the target has gone back."""
     old, new = c.port, settings.ssh_port
     report = refuse(c, new)
+    moved_before = ask(c, ["test", "-e", PORT_FILE])[0] == 0  # by whomever, from wherever
     report += converge(c, {WAY_BACK: way_back()}, diff=diff)
     if not report.ok:
         return report
@@ -156,7 +156,9 @@ def move(c: VerifiedConnection, settings: Settings, *, diff: bool) -> Report:
     done, proof = staged(c, new, settings, stages, diff)
     report += done
     if proof is not None:
-        first = host_records.recorded(c.original_host).old_port or (old if old != new else None)
+        first = host_records.recorded(c.original_host).old_port or (
+            None if moved_before or old == new else old
+        )
         host_records.record(c.original_host, server_keys(c), [new], old_port=first)
         proof.close()
     return report
@@ -227,7 +229,7 @@ def new_login(c: VerifiedConnection, port: int) -> VerifiedConnection:
 
 
 def arm(c: VerifiedConnection, seconds: int) -> None:
-    order(c, "arm", "the way back could not be armed, so nothing was changed", str(seconds))
+    order(c, "arm", "the way back could not be armed, so sshd was not touched", str(seconds))
     c.tell(
         f"the way back is armed: without a proven login the target goes back within {seconds} s, by itself"
     )
@@ -308,8 +310,8 @@ def refusal(found: dict[str, Any], old: int, new: int) -> str:
             "its ssh.socket starts a server for each connection (Accept=yes), which we do not move; run `systemctl disable --now ssh.socket` and `systemctl enable --now ssh.service` first",
         ),
         (
-            lambda: len(found["enabled"]) > 1 and found["owner"] == "service",
-            "ssh.socket and ssh.service are both enabled, so that after a reboot the socket would win and lose the new port; disable one first",
+            lambda: "ssh.socket" in found["enabled"] and found["owner"] == "service",
+            "ssh.socket is enabled while ssh.service holds the port, so after a reboot the socket would win and lose the new port; run `systemctl disable ssh.socket` and `systemctl enable ssh.service` first",
         ),
         (
             lambda: found["on_port"] not in ("", "nobody"),
@@ -321,7 +323,7 @@ def refusal(found: dict[str, Any], old: int, new: int) -> str:
         ),
         (
             lambda: old not in found["ports"],
-            f"sshd there listens on {found['ports']}, but not on {old}, by which we came",
+            f"sshd there listens on {found['ports']}, no longer on {old}, by which we came: another run moved it, or is at it; run again",
         ),
     ]
     return next((text for holds, text in reasons if holds()), "")

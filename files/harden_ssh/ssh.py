@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 SSHD = "/usr/sbin/sshd"
+SSHD_NAMES = {"sshd", "sshd-session"}
 SEPARATION = "/run/sshd"
 CONFIG = "/etc/ssh/sshd_config"
 DROP_INS = "/etc/ssh/sshd_config.d"
@@ -41,7 +42,7 @@ STATE = "/var/lib/knockmap/ssh"
 ARMED = f"{STATE}/armed.json"
 OPENED = f"{STATE}/opened.json"
 LOADED = f"{STATE}/loaded"  # our files as sshd last read them
-UFW = "/etc/ufw"
+UFW, UFW_PROGRAM = "/etc/ufw", "/usr/sbin/ufw"
 BOOT = "/proc/sys/kernel/random/boot_id"
 JOURNAL = "/var/lib/knockmap/journal/journal.json"
 TIMER = "knockmap-ssh-revert.timer"
@@ -53,7 +54,9 @@ GENERATOR = (
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        return subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False
+        )
     except FileNotFoundError as error:
         return subprocess.CompletedProcess(argv, 127, "", str(error))
 
@@ -75,17 +78,30 @@ def owner() -> str:
 def listeners() -> dict[int, set[str]]:
     """TCP port → the processes that listen on it: on one family it may be another than on the other."""
     found: dict[int, set[str]] = {}
-    for line in run("ss", "-ltnpH").stdout.splitlines():
-        process = re.search(r'\(\("([^"]+)",pid=(\d+)', line)
+    # A process may have any name, with line ends in it, too.
+    rows = re.finditer(r"^LISTEN +\d+ +\d+ +\S+:(\d+) (.*)", run("ss", "-ltnpH").stdout, re.M)
+    for row in rows:
+        process = re.search(r'\(\("([^"]+)",pid=(\d+)', row[2])
         name = "somebody" if not process else "init" if process[2] == "1" else process[1]
-        found.setdefault(int(line.split()[3].rsplit(":", 1)[1]), set()).add(name)
+        if name in SSHD_NAMES and not is_sshd(process[2] if process else ""):
+            name = "a session of ssh (a forward)"
+        found.setdefault(int(row[1]), set()).add(name)
     return found
+
+
+def is_sshd(pid: str) -> bool:
+    """Whether it is sshd itself, which waits for logins, and neither a session that forwards a port nor another's program."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"[listener]" in file.read() and os.stat(f"/proc/{pid}").st_uid == 0
+    except OSError:
+        return False
 
 
 def sshd_ports() -> set[int]:
     """Ports on which sshd, or systemd for it, listens, and nobody else."""
     found = listeners()
-    ports = {port for port, names in found.items() if names <= {"sshd", "sshd-session"}}
+    ports = {port for port, names in found.items() if names <= SSHD_NAMES}
     by_systemd = {port for port, names in found.items() if "init" in names} - ports
     if by_systemd:
         shown = run("systemctl", "show", "ssh.socket", "-P", "Listen").stdout
@@ -182,8 +198,13 @@ def facts(port: int) -> dict[str, object]:
 
 
 def ufw_wants(port: int) -> bool:
-    """True if ufw is enabled and has no rule of its own for the port; by its files, since `ufw status` takes long."""
-    if not re.search(r"^ENABLED=yes", text_of(f"{UFW}/ufw.conf"), re.M):
+    """True if ufw is enabled and has no rule of its own for the port; by its files, since `ufw status` takes long.
+
+    Removed, it leaves them behind.
+    """
+    if not os.access(UFW_PROGRAM, os.X_OK) or not re.search(
+        r"^ENABLED=yes", text_of(f"{UFW}/ufw.conf"), re.M
+    ):
         return False
     # Allowing what is limited would undo the limit.
     rule = rf"^### tuple ### (allow|limit) (tcp|any) {port} "
@@ -328,7 +349,8 @@ def answers(port: int) -> bool:
         try:
             with socket.create_connection((address, port), 2) as connection:
                 connection.settimeout(3)
-                return connection.recv(4) == b"SSH-"
+                # TCP wrappers (hosts.deny) may not let this machine itself in: sshd hangs up, and the login from outside proves it.
+                return connection.recv(4) in (b"SSH-", b"")
         except OSError:
             continue
     return False
@@ -454,10 +476,10 @@ def copies() -> dict[str, tuple[str, int] | None]:
 def disarm() -> None:
     if not armed():
         say_no("the time for the proof was over, so the machine went back to what it was before; run again")
+    left = {port for _, port in opened()} - sshd_ports()  # what a former move let in, where sshd is no longer
     os.unlink(ARMED)
     run("systemctl", "disable", "-q", "--now", TIMER)
-    # What a former move let in, where sshd is no longer.
-    for port in {port for _, port in opened()} - sshd_ports():
+    for port in left:
         close_firewall(port)
     remove_state()
 
@@ -484,8 +506,13 @@ def revert() -> None:
     write(JOURNAL, json.dumps({**kept["journal"], **others}))
     before = {port for _, port in kept["opened"]}
     for port in before:  # an undo may have closed it
-        open_firewall(port)
+        with contextlib.suppress(SystemExit):  # whatever a firewall says, sshd has to go back
+            open_firewall(port)
     reload()
+    wanted, deadline = configured_ports(), time.monotonic() + 5
+    while sshd_ports() != wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stand_aside()
     for port in {port for _, port in opened()} - before:
         close_firewall(port)
     os.unlink(ARMED)

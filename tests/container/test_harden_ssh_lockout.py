@@ -130,8 +130,10 @@ def test_two_operators_at_once_do_not_mix(
     outs = [run.communicate(timeout=90)[0] for run in (first, second)]
     codes = [first.returncode, second.returncode]
     assert 0 in codes, outs
+    # Whoever came too late looked either while the other moved sshd or, on a slow machine, when it had.
+    refusals = ("another move of the SSH port is under way", "another run moved it, or is at it; run again")
     for code, out in zip(codes, outs, strict=True):
-        assert code == 0 or "another move of the SSH port is under way" in out, out
+        assert code == 0 or any(words in out for words in refusals), out
     wait_until_reverted(fresh_box)
     assert login(fresh_box, 2222) and not login(fresh_box, 22)
     assert ", 0 changed, 0 failed, 0 skipped" in fab(fresh_box, "harden-ssh").last

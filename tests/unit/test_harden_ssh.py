@@ -6,6 +6,8 @@ import importlib.util
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,7 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "GENERATOR",
     ):
         monkeypatch.setattr(module, name, f"{tmp_path}{getattr(module, name)}")
+    monkeypatch.setattr(module, "is_sshd", lambda pid: pid in ("412", "921"))
     monkeypatch.setattr(module, "OURS", tuple(f"{tmp_path}{path}" for path in module.OURS))
     monkeypatch.setattr(module, "SSHD", f"{tmp_path}/bin/sshd")
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
@@ -131,6 +134,34 @@ def test_a_port_that_another_process_has_on_one_family_is_not_sshd_s(
     program("ss", answering(SERVICE + other + half))
     assert target.sshd_ports() == {22}
     assert target.listeners()[2222] == {"python3", "sshd"}
+
+
+def test_a_port_that_a_session_forwards_is_not_sshd_s(
+    target: Any, program: Callable[[str, str], None]
+) -> None:
+    program("ss", answering(SERVICE + SERVICE.replace(":22", ":8080").replace("pid=412", "pid=500")))
+    assert target.sshd_ports() == {22}
+    assert target.listeners()[8080] == {"a session of ssh (a forward)"}
+
+
+def test_a_process_of_any_name_hinders_no_look(target: Any, program: Callable[[str, str], None]) -> None:
+    row = SERVICE.splitlines()[0].replace(":22", ":9000").replace("sshd", "d\\377\\nmon")
+    program("ss", f"printf '{row}\\n'; {answering(SERVICE)}")
+    assert target.sshd_ports() == {22} and 9000 in target.listeners()
+
+
+def test_sshd_itself_is_known_by_its_title_and_its_user() -> None:
+    spec = importlib.util.spec_from_file_location("knockmap_ssh", SOURCE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    words = [sys.executable, "-c", "print(flush=True); input()", "[listener]"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline(), "it must be what it became"
+        found = module.is_sshd(str(process.pid))
+        process.kill()
+    assert found == (os.geteuid() == 0)
+    assert not module.is_sshd(str(os.getpid())) and not module.is_sshd("")
 
 
 def test_a_socket_of_another_unit_is_not_sshd_s(target: Any, program: Callable[[str, str], None]) -> None:
@@ -234,11 +265,14 @@ def test_ufw_is_asked_only_where_it_would_not_let_the_port_in(
     target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, wants: bool
 ) -> None:
     monkeypatch.setattr(target, "UFW", str(tmp_path))
+    monkeypatch.setattr(target, "UFW_PROGRAM", "/bin/sh")
     (tmp_path / "user.rules").write_text(f"*filter\n### tuple ### {rule}\n")
     (tmp_path / "ufw.conf").write_text("ENABLED=no\n")
     assert not target.ufw_wants(2222)
     (tmp_path / "ufw.conf").write_text("ENABLED=yes\n")
     assert target.ufw_wants(2222) == wants
+    monkeypatch.setattr(target, "UFW_PROGRAM", str(tmp_path / "ufw"))
+    assert not target.ufw_wants(2222), "a ufw that was removed leaves its files behind"
 
 
 # --- the way back -----------------------------------------------------------------------------------------------
@@ -348,10 +382,11 @@ def test_a_fresh_target_is_not_refused() -> None:
         ({"port_lines": ["/etc/ssh/sshd_config:3: Port 22"]}, "/etc/ssh/sshd_config:3: Port 22"),
         ({"reads_drop_ins": False}, "does not include"),
         ({"owner": "socket", "enabled": ["ssh.socket"], "accept": True}, "Accept=yes"),
-        ({"enabled": ["ssh.service", "ssh.socket"]}, "both enabled"),
+        ({"enabled": ["ssh.service", "ssh.socket"]}, "ssh.socket is enabled"),
+        ({"enabled": ["ssh.socket"]}, "ssh.socket is enabled"),
         ({"on_port": "nginx"}, "port 2222 is taken there by nginx"),
         ({"selinux": "Enforcing"}, "semanage port -a -t ssh_port_t -p tcp 2222"),
-        ({"ports": [2200]}, "not on 22, by which we came"),
+        ({"ports": [2200]}, "no longer on 22, by which we came"),
         ({"lacks_ss": True, "ports": []}, "iproute2"),
     ],
 )
@@ -385,7 +420,34 @@ def test_in_the_end_there_is_one_port_for_service_and_socket_alike() -> None:
 
 def test_passwords_stay_where_no_key_was_proven() -> None:
     assert not any("keys" in name for name in texts(Settings(), by_key=False))
-    assert "PasswordAuthentication no" in "".join(texts(Settings()).values())
+    assert "@@fact.ssh_no_passwords@@" in "".join(texts(Settings()).values())
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("", ["PasswordAuthentication no", "KbdInteractiveAuthentication no"]),
+        (
+            "AuthenticationMethods publickey\n",
+            ["PasswordAuthentication no", "KbdInteractiveAuthentication no"],
+        ),
+        (
+            "Match Group humans\n  AuthenticationMethods publickey,keyboard-interactive:pam\n",
+            ["PasswordAuthentication no"],
+        ),
+        (
+            "AuthenticationMethods any\nMatch all\nAuthenticationMethods publickey,password publickey,keyboard-interactive\n",
+            [],
+        ),
+    ],
+)
+def test_a_second_factor_that_others_ask_for_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, said: list[str]
+) -> None:
+    monkeypatch.setattr(machine, "ROOT", str(tmp_path))
+    (tmp_path / "etc/ssh").mkdir(parents=True)
+    (tmp_path / "etc/ssh/sshd_config").write_text(lines)
+    assert words(facts.fact_ssh_no_passwords()) == said
 
 
 def test_only_strict_takes_from_clients_what_they_all_have() -> None:

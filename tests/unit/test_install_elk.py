@@ -305,6 +305,11 @@ def test_a_second_entry_for_the_archive_is_named(root: Path) -> None:
     url, folder = "https://artifacts.elastic.co/packages/9.x/apt", root / "etc/apt/sources.list.d"
     put(folder / "knockmap-elastic.sources", f"URIs: {url}\n")
     put(folder / "elastic-9.x.list", f"# deb {url} stable main\n")
+    put(folder / "elastic-9.x.list.save", f"deb {url} stable main\n")  # apt reads no such names
+    put(
+        folder / "off.sources",
+        f"Types: deb\nURIs: {url}\nEnabled: no\n\nTypes: deb\nURIs: https://a.example\n",
+    )
     assert elastic.fact_elastic_sources(elastic_source.SOURCE, url) == ""
     put(folder / "elastic-9.x.list", f"deb {url} stable main\n")
     assert "/etc/apt/sources.list.d/elastic-9.x.list names" in elastic.fact_elastic_sources(

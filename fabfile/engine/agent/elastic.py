@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .facts import QUESTIONS
+from .facts import listening
 from .journal import Journal
 from .machine import at, read_text, run
 from .packages import dpkg, is_installed
@@ -153,9 +153,8 @@ def container() -> str:
 
 def fact_elastic_ports(*ports: str) -> str:
     """Who else holds a port that Elastic's programs need; empty if nobody does."""
-    for line in run(*QUESTIONS["web_ports"]).stdout.splitlines():
-        port = line.split()[3].rpartition(":")[2]
-        holders = re.findall(r'"([^"]+)",pid=(\d+)', line) if port in ports else []
+    for port, row in listening():
+        holders = re.findall(r'"([^"]+)",pid=(\d+)', row) if port in ports else []
         for name, pid in holders:
             if f"/{UNITS[port]}.service" not in read_text(f"/proc/{pid}/cgroup"):
                 return (
@@ -231,9 +230,16 @@ def fact_elastic_sources(ours: str, url: str) -> str:
     """Another entry of apt's for the same archive, of which apt would complain at every run."""
     folder = "/etc/apt/sources.list.d"
     names = sorted(os.listdir(at(folder))) if os.path.isdir(at(folder)) else []
-    for path in ("/etc/apt/sources.list", *(f"{folder}/{name}" for name in names)):
+    read = [f"{folder}/{name}" for name in names if name.endswith((".list", ".sources"))]
+    for path in ("/etc/apt/sources.list", *read):
         lines = [line for line in read_text(path).splitlines() if not line.lstrip().startswith("#")]
-        if path != ours and any(url.rstrip("/") in line for line in lines):
+        stanzas = re.split(r"\n\s*\n", "\n".join(lines))
+        in_force = [
+            stanza
+            for stanza in stanzas
+            if not re.search(r"^Enabled:\s*(no|false|without|off|disable|0)\s*$", stanza, re.M | re.I)
+        ]
+        if path != ours and any(url.rstrip("/") in stanza for stanza in in_force):
             return f"{path} names {url} too, and apt wants each archive once: remove that entry"
     return ""
 

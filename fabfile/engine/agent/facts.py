@@ -23,7 +23,7 @@ def fact_log_owner() -> str:
     if fact("logger") == "syslog-ng":
         return "root"
     try:
-        with open(at("/etc/rsyslog.conf"), encoding="utf-8") as file:
+        with open(at("/etc/rsyslog.conf"), encoding="utf-8", errors="replace") as file:
             found = re.search(r"^\$PrivDropToUser\s+(\S+)", file.read(), re.M)
     except FileNotFoundError:
         # Not installed yet: Ubuntu's package brings the user with it.
@@ -42,22 +42,44 @@ def fact_ssh_owner() -> str:
 
 def fact_ssh_root_login() -> str:
     """What others say on root's logins if that is stricter than "prohibit-password", which is our word on it."""
-    folder = "/etc/ssh/sshd_config.d"
-    names = sorted(os.listdir(at(folder))) if os.path.isdir(at(folder)) else []
-    drop_ins = [f"{folder}/{name}" for name in names if name.endswith(".conf") and "-knockmap-" not in name]
-    for path in (*drop_ins, "/etc/ssh/sshd_config"):
-        for_all = re.split(r"^\s*match\b", read_text(path), maxsplit=1, flags=re.I | re.M)[0]
+    for text in sshd_texts():
+        for_all = re.split(r"^\s*match\b", text, maxsplit=1, flags=re.I | re.M)[0]
         if found := re.search(r"^\s*permitrootlogin[\s=]+\"?([\w-]+)", for_all, re.I | re.M):
             word = found[1].lower()
             return word if word in ("no", "forced-commands-only") else "prohibit-password"
     return "prohibit-password"
 
 
+def fact_ssh_no_passwords() -> str:
+    """Our lines against passwords, but not where others ask for one after the key: they would be locked out."""
+    asked = re.findall(r"^\s*authenticationmethods[\s=]+(.*)", "\n".join(sshd_texts()), re.I | re.M)
+    words = set(re.split(r"[\s,:\"]+", " ".join(asked).lower()))
+    lines = {"PasswordAuthentication": "password", "KbdInteractiveAuthentication": "keyboard-interactive"}
+    return "\n".join(
+        f"# {option}: AuthenticationMethods of others asks for {method}"
+        if method in words
+        else f"{option} no"
+        for option, method in lines.items()
+    )
+
+
+def sshd_texts() -> list[str]:
+    """What others say to sshd, in its order."""
+    folder = "/etc/ssh/sshd_config.d"
+    names = sorted(os.listdir(at(folder))) if os.path.isdir(at(folder)) else []
+    drop_ins = [f"{folder}/{name}" for name in names if name.endswith(".conf") and "-knockmap-" not in name]
+    return [read_text(path) for path in (*drop_ins, "/etc/ssh/sshd_config")]
+
+
+def listening() -> list[tuple[str, str]]:
+    """(port, the rest of its row) of `ss`; a process may have any name, with line ends in it, too."""
+    return re.findall(r"^LISTEN +\d+ +\d+ +\S+:(\d+) (.*)", run(*QUESTIONS["web_ports"]).stdout, re.M)
+
+
 def fact_web_ports() -> str:
     """Who else holds a port that Apache needs; empty if nobody does."""
-    for line in run(*QUESTIONS["web_ports"]).stdout.splitlines():
-        port = line.split()[3].rpartition(":")[2]
-        holders = set(re.findall(r'"([^"]+)",pid=', line)) - {"apache2"}
+    for port, row in listening():
+        holders = set(re.findall(r'"([^"]+)",pid=', row)) - {"apache2"}
         if port in ("80", "443") and holders:
             return (
                 f"port {port} is taken by {' and '.join(sorted(holders))}, and Apache needs it; stop and disable that "
@@ -101,6 +123,7 @@ FACTS: dict[str, Callable[..., str]] = {
     "log_owner": fact_log_owner,
     "ssh_owner": fact_ssh_owner,
     "ssh_root_login": fact_ssh_root_login,
+    "ssh_no_passwords": fact_ssh_no_passwords,
     "web_ports": fact_web_ports,
     "apache": fact_apache,
     "apache_sites": fact_apache_sites,
