@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import socket
 import tarfile
 import time
@@ -106,6 +107,8 @@ def up(
     `variant`: full, minimal (python3-minimal) or bare (no Python). `archive`: URL to bootstrap from.
     `direct`: reach it at its address in a Docker network, as is done where its ports are taken on every address.
     """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,40}", name):
+        raise BoxError(f"{name!r} is no name for a box: small letters, digits and dashes, at most 41")
     engine = images.client()
     refuse_taken(name)
     with state.lock("images.lock"):
@@ -354,8 +357,12 @@ def discard(engine: DockerClient, name: str) -> list[str]:
 
 def down(name: str) -> list[str]:
     """Remove a box and all that was made for it, also what a crash left; gives the names of what was removed."""
+    from fabfile.engine import host_records
+
     engine = images.client()
     removed = discard(engine, name)
+    if removed:  # else a host of the operator's may have this name
+        host_records.forget(name)
     with state.lock():
         left = boxes()
         entries = state.load("boxes.json")

@@ -36,7 +36,9 @@ def up(
     if not box.kernel_log:
         print(f"  {kernel.WITHHELD}")
     config = os.path.relpath(state.SSH_CONFIG)
-    print(f"  fab -S {config} -H {box.name} deploy\n  ssh -F {config} {box.name}")
+    print(
+        f"  fab -S {config} -H {box.name} deploy\n  ssh -F {config} {box.name}    (after a deploy: -p 2222)"
+    )
 
 
 @task(help={"name": "Name of the box."})

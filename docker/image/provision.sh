@@ -28,11 +28,10 @@ rm -f /etc/ssh/ssh_host_*
 : >/etc/machine-id
 rm -f /var/lib/dbus/machine-id
 
-# Test users: `op` has sudo without a password, `pw` has it with one. Their password is `box`: never on a real machine.
+# Test users: `op` has sudo without a password, `pw` would need one. None has a password: a test gives one where it wants it.
 # The number of `op` is known to machine.py, which gives it its key (1000 is `ubuntu` in Ubuntu's images).
 for user in op:2201 pw:2202; do
     useradd --create-home --shell /bin/bash --groups sudo --uid "${user#*:}" "${user%:*}"
-    echo "${user%:*}:box" | chpasswd
 done
 echo 'op ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/90-op
 chmod 440 /etc/sudoers.d/90-op

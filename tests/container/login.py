@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import time
 
@@ -26,3 +27,11 @@ def within(seconds: float, box: Box, port: int) -> bool:
             return True
         time.sleep(0.5)
     return False
+
+
+def new_password(box: Box, user: str = "pw") -> str:
+    """A password for a user of a box, who has none from the image: nobody else on this machine shall get in."""
+    password = secrets.token_hex(8)
+    status, out = box.run(["sh", "-c", f"echo {user}:{password} | chpasswd"])
+    assert status == 0, out
+    return password

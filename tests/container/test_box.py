@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from box import Box, BoxError, attack, boxes, down, kernel
+from box import Box, BoxError, attack, boxes, down, kernel, up
 from box.machine import made_here
 
 import docker
@@ -135,6 +135,12 @@ def test_replies_go_back_where_they_came_from(box: Box) -> None:
 def test_an_attack_is_bounded(box: Box, sources: int, count: int, rate: int) -> None:
     with pytest.raises(BoxError):
         attack(box, sources, count, rate)
+
+
+@pytest.mark.parametrize("name", ["Bad Name", "", "-x", "a.b", "a" * 42])
+def test_a_name_that_can_be_none_is_refused_in_words(name: str) -> None:
+    with pytest.raises(BoxError, match="is no name for a box"):
+        up(name=name)
 
 
 def test_an_attack_that_was_killed_is_cleaned_up_by_the_next(box: Box) -> None:

@@ -24,6 +24,7 @@ from fabfile.engine.report import Report
 from fabfile.engine.resources import File, Package, Resource
 from fabfile.settings import Settings
 from tests.container.conftest import NewBox
+from tests.container.login import new_password
 
 ROOT = Path(__file__).parents[2]
 SMALL = File("/etc/engine-small", text="here\n")
@@ -112,13 +113,13 @@ def test_passwordless_sudo_makes_root(box: Box) -> None:
     assert apply(connection(box, "op"), SMALL).ok
 
 
-@pytest.fixture
-def login() -> dict[str, Any]:
-    return {"password": "box", "look_for_keys": False, "allow_agent": False}
+@pytest.fixture(scope="module")
+def login(box: Box) -> dict[str, Any]:
+    return {"password": new_password(box), "look_for_keys": False, "allow_agent": False}
 
 
 def test_sudo_with_a_password_makes_root(box: Box, login: dict[str, Any]) -> None:
-    c = connection(box, "pw", connect_kwargs=login, sudo={"password": "box"})
+    c = connection(box, "pw", connect_kwargs=login, sudo={"password": login["password"]})
     with c:
         assert transport.ask(c, ("sh", "-c", "id -u; cat"), b"stdin") == (0, b"0\nstdin", b"")
     assert apply(c, SMALL).ok
@@ -134,23 +135,12 @@ def test_a_missing_or_wrong_password_names_the_flag(
 
 
 def test_the_password_is_in_no_argument_and_no_log(box: Box, login: dict[str, Any]) -> None:
-    box.run(["sh", "-c", "echo pw:corr3ct-h0rse | chpasswd"])
-    try:
-        c = connection(
-            box,
-            "pw",
-            connect_kwargs={**login, "password": "corr3ct-h0rse"},
-            sudo={"password": "corr3ct-h0rse"},
-        )
-        with c:
-            _, out, _ = transport.ask(
-                c, ("sh", "-c", "ps -eo args; cat /proc/[0-9]*/environ | tr '\\0' '\\n'")
-            )
-            _, log, _ = transport.ask(c, ("journalctl", "--no-pager"))
-        assert b"sudo" in out and b"sudo" in log
-        assert b"corr3ct-h0rse" not in out + log
-    finally:
-        box.run(["sh", "-c", "echo pw:box | chpasswd"])
+    password = login["password"]
+    with connection(box, "pw", connect_kwargs=login, sudo={"password": password}) as c:
+        _, out, _ = transport.ask(c, ("sh", "-c", "ps -eo args; cat /proc/[0-9]*/environ | tr '\\0' '\\n'"))
+        _, log, _ = transport.ask(c, ("journalctl", "--no-pager"))
+    assert b"sudo" in out and b"sudo" in log
+    assert password.encode() not in out + log
 
 
 # --- who answers, and where --------------------------------------------------------------------------------------

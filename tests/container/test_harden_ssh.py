@@ -13,7 +13,7 @@ import pytest
 from box import Box
 
 from tests.container.conftest import ROOT, Fab, NewBox
-from tests.container.login import SOCKET, login, within
+from tests.container.login import SOCKET, login, new_password, within
 
 FabCommand = Callable[..., Fab]
 
@@ -247,9 +247,10 @@ def test_refuses_what_cannot_work_before_it_touches_anything(
 
 
 def test_a_box_without_a_key_keeps_its_passwords(fab: FabCommand, fresh_box: Box, tmp_path: Path) -> None:
-    config = tmp_path / "password.yaml"
+    password, config = new_password(fresh_box), tmp_path / "password.yaml"
     config.write_text(
-        "connect_kwargs: {password: box, look_for_keys: false, allow_agent: false}\nsudo: {password: box}\n"
+        f"connect_kwargs: {{password: '{password}', look_for_keys: false, allow_agent: false}}\n"
+        f"sudo: {{password: '{password}'}}\n"
     )
     bare = tmp_path / "ssh_config"
     lines = Path(fresh_box.ssh_config).read_text().splitlines()
@@ -259,5 +260,5 @@ def test_a_box_without_a_key_keeps_its_passwords(fab: FabCommand, fresh_box: Box
     assert "passwordauthentication yes" in effective(fresh_box)
     with paramiko.SSHClient() as client:
         client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
-        client.connect(fresh_box.address, 2222, "pw", "box", look_for_keys=False, allow_agent=False)
+        client.connect(fresh_box.address, 2222, "pw", password, look_for_keys=False, allow_agent=False)
     assert not login(fresh_box, 22)
