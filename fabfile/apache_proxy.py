@@ -55,10 +55,12 @@ HEADERS = {
 
 
 def named(c: Any, settings: Settings) -> Settings:
-    """The settings with the name by which the operator reaches this host among those that it has itself."""
-    if "own" not in settings.apache_names or "%" in c.host:  # a link-local address means nothing elsewhere
+    """The settings with the name by which the operator reaches this host before those that it has itself."""
+    names = settings.apache_names
+    if "own" not in names or "%" in c.host:  # a link-local address means nothing elsewhere
         return settings
-    return replace(settings, apache_names=(c.host, *settings.apache_names))
+    own = names.index("own")  # what the operator wrote before it stays first: redirects lead there
+    return replace(settings, apache_names=(*names[:own], c.host, *names[own:]))
 
 
 def program(name: str) -> File:
@@ -87,7 +89,7 @@ def module(name: str, when: tuple[str, str] | None = None) -> Link:
 def operators_files(settings: Settings) -> tuple[File, ...]:
     """The operator's certificate and key, looked through before anything connects."""
     if settings.apache_certificate != "files":
-        return File(f"{STATE}/certificate.pem", absent=True), File(f"{STATE}/key.pem", absent=True)
+        return ()
     chain, key = (
         Path(path).expanduser() for path in (settings.apache_certificate_file, settings.apache_key_file)
     )
@@ -95,6 +97,13 @@ def operators_files(settings: Settings) -> tuple[File, ...]:
         File(f"{STATE}/certificate.pem", source=chain),
         File(f"{STATE}/key.pem", source=key, mode=0o600, secret=True),
     )
+
+
+def former_files(settings: Settings) -> tuple[File, ...]:
+    """The operator's certificate and key go once Apache reads them no more: before, it would refuse its configuration."""
+    if settings.apache_certificate == "files":
+        return ()
+    return File(f"{STATE}/certificate.pem", absent=True), File(f"{STATE}/key.pem", absent=True)
 
 
 def trusted(settings: Settings) -> bool:
@@ -204,6 +213,7 @@ def resources(settings: Settings) -> list[Resource]:
             restart_on=acme,
             reload_on=(guard, *files, names, users, *links, fragment, ours, *entered),
         ),
+        *former_files(settings),
         *watching(settings),
     ]
 

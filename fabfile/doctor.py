@@ -18,7 +18,7 @@ from typing import Any
 from fabric import Connection  # type: ignore[import-untyped]
 
 from fabfile import proof_packet
-from fabfile.engine.errors import HostError
+from fabfile.engine.errors import HostError, UsageError
 from fabfile.engine.fleet import host_task, settings
 from fabfile.engine.report import Answer, printable
 from fabfile.engine.resources import ROOT
@@ -99,6 +99,8 @@ class Diagnosis:
 def doctor(c: Connection, json: bool = False, to: str = "") -> Answer:
     """Say which link of the chain is broken, and follow one SYN from here to the map."""
     addresses = [address.strip() for address in to.split(",") if address.strip()]
+    if to and not addresses:
+        raise UsageError(f"--to {to}: holds no address; give those of the host as seen from outside")
     found = examine(c, settings(c), proof=True, to=addresses)
     if json:
         return Answer(jsonlib.dumps(found.document(), ensure_ascii=False), found.ok, found.summary)
@@ -132,6 +134,8 @@ def examine(
     c.open()
     found = Diagnosis(str(c.original_host))
     packets = proof_packet.prepare(c.host, to, came_from(c)) if proof else []
+    if proof and not packets:
+        found.proofs.append(proof_packet.unsent(c.host, to))
     course = proof_packet.Course(c, packets, found.proofs, functools.partial(on_host, c))
     sent_at = clock()
 
@@ -142,6 +146,7 @@ def examine(
         elif event["event"] == "link":
             told = {key: str(event[key]) for key in ("name", "state", "cause")}
             found.links.append(Link(**told, next=on_host(c, event["next"])))
+            course.root = course.root or (found.links[-1] if told["state"] == "bad" else None)
         elif event["event"] == "result":  # there is no Python there, which the engine has just said
             found.links.append(
                 Link(

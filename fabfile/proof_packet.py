@@ -70,10 +70,16 @@ def prepare(host: str, to: Sequence[str], came_from: str) -> list[Packet]:
     return packets
 
 
+def unsent(host: str, to: Sequence[str]) -> Proof:
+    """Where `prepare` found no address to send to."""
+    cause = f"this machine knows no address of {' or '.join(to) or host}, so nothing was sent"
+    return Proof(0, "", state="warn", cause=f"{cause}; say with --to where it is seen from outside")
+
+
 def addresses_of(hosts: Sequence[str], family: int) -> list[str]:
     found: list[str] = []
     for host in hosts:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UnicodeError):  # of a name that is none
             answers = socket.getaddrinfo(host, 22, FAMILIES[family], socket.SOCK_STREAM)
             found += [str(answer[4][0]) for answer in answers]
     return found
@@ -89,7 +95,10 @@ def own_address(family: int, to: str) -> str:
 
 @dataclass
 class Proof:
-    """How far one SYN came: hops with their milliseconds since it was sent; `state` ok, warn or bad."""
+    """How far one SYN came: hops with their milliseconds since it was sent; `state` ok, warn or bad.
+
+    `family` 4 or 6, or 0 where there was nowhere to send it.
+    """
 
     family: int
     to: str
@@ -104,6 +113,8 @@ class Proof:
         return dict(vars(self))
 
     def lines(self) -> list[str]:
+        if not self.family:
+            return ["", f"proof packet: {self.cause}"]
         seen = f", seen there as {self.seen_as}" if self.seen_as else ""
         lines = [
             "",
@@ -126,6 +137,7 @@ class Course:
     ) -> None:
         self.c, self.packets, self.proofs, self.on_host = c, packets, proofs, on_host
         self.way_in: dict[str, Any] = {}
+        self.root: Any = None  # the first link that is bad
         self.sent = 0.0
         self.offset = 0.0  # from the target's milliseconds to ours
 
@@ -175,6 +187,8 @@ class Course:
         cause, next = STOPS[name]
         if name == HOPS[0]:
             cause = proof.cause or cause.format(to=proof.to)
+            if self.root and self.root.name in ("sshd", "rule", "counter"):
+                cause, next = f"nothing of it came to the rule; see {self.root.name} above", self.root.next
             proof.hops.clear()  # what was counted first was another's
         if over_limit and name == HOPS[1]:
             cause, next = "a flood is over knock_limit, and then not every SYN is logged", "{fab} doctor"
@@ -217,7 +231,12 @@ class Course:
         query = {"since": event["at"] - 5, "until": event["at"] + 120, "q": event["address"]}
         status, body = get(self.c.host, f"/map/api/lines?{urlencode(query)}", self.way_in)
         if status != 200:
-            return status, f"Apache answers {status}"
+            tried = (
+                ", since too many logins of this address failed; try again in a minute"
+                if status == 429
+                else ""
+            )
+            return status, f"Apache answers {status}{tried}"
         return status, "" if has(body, f"SPT={event['port']} ") else "the line is not among the answers"
 
     def ask_kibana(self, event: dict[str, Any]) -> tuple[int, str]:
@@ -313,10 +332,12 @@ def request(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the pin is more than that
     seconds = 20 if way_in.get("kibana") else 3  # Kibana's first pages take their time
-    connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
+    # The name is that of our site, which may be one of many there, and leads from here to anywhere.
+    connection = http.client.HTTPSConnection(way_in["name"], port, timeout=seconds, context=context)
     try:
-        connection.connect()
-        shown: bytes = connection.sock.getpeercert(True) or b""
+        connection.sock = socket.create_connection((host, port), seconds)
+        connection.sock = tls = context.wrap_socket(connection.sock, server_hostname=way_in["name"])
+        shown: bytes = tls.getpeercert(True) or b""
         if hashlib.sha256(shown).hexdigest() != way_in["certificate"]:
             raise OSError(f"{host}:{port} shows another certificate than the host has")
         login = base64.b64encode(f"{way_in['user']}:{way_in['password']}".encode()).decode()

@@ -17,7 +17,7 @@ import sys
 
 PORTS = (80, 443)
 OPENED = "/var/lib/knockmap/apache/firewall.json"
-UFW = "/etc/ufw"
+UFW, UFW_PROGRAM = "/etc/ufw", "/usr/sbin/ufw"
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -40,12 +40,17 @@ def text_of(path: str) -> str:
 
 def ufw_wants(port: int) -> bool:
     """True if ufw is enabled and has no rule for the port; by its files, since `ufw status` takes long."""
-    if not re.search(r"^ENABLED=yes", text_of(f"{UFW}/ufw.conf"), re.M):
+    if not ufw_is_there() or not re.search(r"^ENABLED=yes", text_of(f"{UFW}/ufw.conf"), re.M):
         return False
     # Also in lists (80,443) and profiles ("Apache Full"), which stand there resolved.
     # Open to some sources only (the last address) is not open.
     rule = rf"^### tuple ### (allow|limit) (tcp|any) (\d+,)*{port}(,\d+)* \S+ any (0\.0\.0\.0|::)/0 "
     return not re.search(rule, text_of(f"{UFW}/user.rules"), re.M)
+
+
+def ufw_is_there() -> bool:
+    """Removed, it leaves its files behind."""
+    return os.access(UFW_PROGRAM, os.X_OK)
 
 
 def firewalld_active() -> bool:
@@ -97,6 +102,8 @@ def close() -> None:
             # Not running, it would still open them at its next start.
             if os.path.exists("/usr/bin/firewall-offline-cmd"):
                 run("firewall-offline-cmd", "-q", f"--remove-port={port}/tcp")
+            continue
+        if firewall == "ufw" and not ufw_is_there():
             continue
         change(firewall, port, "remove")
     with contextlib.suppress(FileNotFoundError):

@@ -52,7 +52,9 @@ class Target:
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
         self.entries: dict[str, dict[str, Any]] = json.loads(text_of(JOURNAL) or "{}")
-        self.tasks = {str(entry["task"]) for entry in self.entries.values()}
+        # What an undo keeps (packages, data, users) is no task that is deployed.
+        ours = (e for e in self.entries.values() if e["kind"] == "file" and not e["want"].get("data"))
+        self.tasks = {str(entry["task"]) for entry in ours}
         self.elastic = bool(self.tasks & {"install_elk", "kibana"})
 
     def files(self, task: str) -> dict[str, dict[str, Any]]:

@@ -139,7 +139,10 @@ def follow(target: Target, packet: dict[str, Any], emit: Callable[..., None], pa
     addresses = packet["to"] or own_addresses(packet["family"])
     if not addresses:
         return emit("passed", family=packet["family"], why="this host has no global IPv6 address")
-    watch = Watch(packet)
+    try:
+        watch = Watch(packet)
+    except (OSError, ValueError) as error:
+        return emit("passed", family=packet["family"], why=f"counter: it cannot be read: {error}")
     start = time.monotonic()
     emit("ready", family=packet["family"], to=addresses[0])
     found: str | None = None

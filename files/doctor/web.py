@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import glob
 import hashlib
 import http.client
+import ipaddress
 import json
 import os
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -35,7 +36,8 @@ DASHBOARD, APACHE = "knockmap-dashboard.service", "apache2.service"
 STATUS = "/map/api/live"
 KIBANA_STATUS = "/kibana/api/status"
 SECRETS = "/var/lib/knockmap/secrets"
-SITES = "/etc/apache2/sites-enabled/*.conf"
+SITE = "/etc/apache2/sites-enabled/zz-knockmap.conf"
+NAMES = "/var/lib/knockmap/apache/names.conf"
 DAY = 86400
 # notBefore and notAfter as DER has them: UTCTime or GeneralizedTime.
 TIMES = re.compile(rb"\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z")
@@ -119,17 +121,37 @@ def is_status(body: bytes) -> bool:
 # --- Apache -----------------------------------------------------------------------------------------------------
 
 
+class Here(http.client.HTTPSConnection):
+    """Apache on this machine, asked for our site among its others; who it is does not matter."""
+
+    def connect(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self.sock = socket.create_connection(("127.0.0.1", 443), 5)
+        self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+
+
 def https(path: str, headers: dict[str, str] | None = None) -> Answer:
-    """Apache's answer here; who it is does not matter, since it is this machine. Raises OSError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return ask(http.client.HTTPSConnection("127.0.0.1", 443, timeout=5, context=context), path, headers)
+    """Apache's answer here. Raises OSError."""
+    return ask(Here(site_name()), path, headers)
+
+
+def site_name() -> str:
+    """A name of our site, by which Apache tells it from the others there; an address only where there is no name."""
+    names: list[str] = re.findall(r"^Server(?:Name|Alias) \[?([^\]\s]+)", text_of(NAMES), re.M)
+    return next((name for name in names if not is_address(name)), (names or ["127.0.0.1"])[0])
+
+
+def is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def behind_apache() -> str:
     """A path behind the login: of Kibana, if that is what Apache stands in front of, or of the embedded stack's page."""
-    kibana = any("ProxyPass /kibana/" in text_of(site) for site in glob.glob(SITES))
-    return KIBANA_STATUS if kibana else "/map/"
+    return KIBANA_STATUS if "ProxyPass /kibana/" in text_of(SITE) else "/map/"
 
 
 def apache(target: Target) -> Link:
@@ -199,7 +221,7 @@ def login(target: Target) -> Link:
     again = "{fab} apache-proxy"
     path = users_file()
     if not path or not os.path.exists(path):
-        return bad(f"there is no file of users ({path or 'no AuthUserFile in the sites'})", again)
+        return bad(f"there is no file of users ({path or 'no AuthUserFile in our site'})", again)
     # "-" is nobody: it stands in for names that are unknown.
     users = [line.split(":")[0] for line in text_of(path).splitlines() if ":" in line and line[0] != "-"]
     if not users:
@@ -236,10 +258,8 @@ def tried(target: Target, users: str) -> Link:
 
 
 def users_file() -> str:
-    for site in sorted(glob.glob(SITES)):
-        if found := re.search(r"^\s*AuthUserFile\s+\"?([^\s\"]+)", text_of(site), re.M):
-            return found[1]
-    return ""
+    found = re.search(r"^\s*AuthUserFile\s+\"?([^\s\"]+)", text_of(SITE), re.M)
+    return found[1] if found else ""
 
 
 def user(target: Target) -> str:
@@ -269,4 +289,5 @@ def way_in(target: Target, found: dict[str, Link]) -> dict[str, Any]:
         fingerprint = hashlib.sha256(https("/").certificate).hexdigest()
     except OSError as error:
         return {"trouble": f"Apache does not answer on the host itself ({error})"}
-    return {"certificate": fingerprint, "user": user(target), "password": password, "kibana": of_kibana}
+    login = {"user": user(target), "password": password}
+    return {"certificate": fingerprint, "name": site_name(), **login, "kibana": of_kibana}

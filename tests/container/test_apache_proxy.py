@@ -297,6 +297,7 @@ def test_a_new_address_and_a_lost_one_are_taken_up(fab: FabCommand, box: Box) ->
     shown = certificate(box)
     assert "IP Address:198.51.100.7" in shown and "IP Address:2001:DB8:0:0:0:0:0:7" in shown
     assert ask(box, "/", port=80, Host="[2001:db8::7]").headers["location"] == "https://[2001:db8::7]/"
+    assert ask(box, "/", Host="198.51.100.7").headers["location"] == "https://198.51.100.7/map/"
     assert fab(box, "apache-proxy").last.endswith("ok, 0 changed, 0 failed, 0 skipped")
     shell(box, "ip address del 198.51.100.7/32 dev eth0; ip address del 2001:db8::7/128 dev eth0")
     watch(box)
@@ -577,7 +578,8 @@ def test_own_files_are_taken_if_they_fit_and_refused_before_anything_changes(
     assert fab(box, "apache-proxy", **files(*ends_soon)).rc == 0
     assert box.run(["systemctl", "start", "knockmap-certificate.service"])[0] == 1
     assert "ends within 14 days" in shell(box, "journalctl -u knockmap-certificate -n 5 -o cat")
-    assert fab(box, "apache-proxy").rc == 0
+    back = fab(box, "apache-proxy")
+    assert back.rc == 0 and shell(box, f"ls {STATE}/*.pem").strip() == f"{STATE}/self-signed.pem", back.out
 
 
 def made_by_authority(folder: Path) -> str:
@@ -669,6 +671,9 @@ def test_other_sites_answer_as_before_and_undo_leaves_them(
     # By an address a browser sends no name before TLS, and is at the first site.
     assert shown["url"] == f"https://{box.name}/map/"
     assert ask(box, "/map/", user, name=box.name).status == 200
+    # The shop's is the first site, and must not get our password.
+    links_of = {link["name"]: link for link in json.loads(fab(box, "doctor", "--json").out)["links"]}
+    assert [links_of[name]["state"] for name in ("Apache", "certificate", "login")] == ["ok"] * 3, links_of
     assert fab(box, "apache-proxy").last.endswith("ok, 0 changed, 0 failed, 0 skipped")
     assert fab(box, "undo", "apache-proxy", "--packages", "--data").rc == 0
     time.sleep(1)

@@ -221,9 +221,13 @@ def test_apaches_answers_for_the_elastic_stack(fab: FabCommand, box: Box, elasti
     assert (
         web.ask(box, "/kibana/login?next=x", known).headers["location"].endswith("/view/knockmap-dashboard")
     )
+    of_users = (
+        "internal/security/users/knockmap_viewer/password"  # by which any visitor could shut the others out
+    )
     for space in ("", "s/default/"):  # Kibana takes every path within a space, too
-        refused = web.ask(box, f"/kibana/{space}internal/security/login", known, method="POST")
-        assert refused.status == 404 and "<html>" in refused.body, refused.body
+        for path in ("internal/security/login", of_users, "api/console/proxy?path=_security/user"):
+            refused = web.ask(box, f"/kibana/{space}{path}", known, method="POST")
+            assert refused.status == 404 and "<html>" in refused.body, refused.body
     assert web.ask(box, "/kibana/app/home", known, method="TRACE").status == 405
     page = web.ask(box, DASHBOARD, known)
     assert page.headers["content-security-policy"].count("script-src") == 1

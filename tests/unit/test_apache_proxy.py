@@ -8,7 +8,7 @@ import importlib.util
 import re
 import subprocess
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabfile import certificates
-from fabfile.apache_proxy import resources
+from fabfile.apache_proxy import named, resources
 from fabfile.engine.resources import Command, File, Link, Requirement, Resource, Service
 from fabfile.settings import SettingError, Settings, load
 
@@ -254,6 +254,21 @@ def test_a_certificate_is_made_for_all_names_and_renewed_in_time(
     assert not certificate.good(config, names)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "names"),
+    [
+        (("own",), ("10.0.0.5", "own")),
+        (("map.example", "own"), ("map.example", "10.0.0.5", "own")),
+        (("map.example",), ("map.example",)),
+    ],
+)
+def test_the_name_that_the_operator_wrote_stays_first(
+    chosen: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    c = SimpleNamespace(host="10.0.0.5")
+    assert named(c, Settings(apache_names=chosen)).apache_names == names
+
+
 # --- the firewall -----------------------------------------------------------------------------------------------
 
 
@@ -275,7 +290,10 @@ def test_ufw_is_asked_only_for_what_it_does_not_let_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: str, wanted: list[int]
 ) -> None:
     monkeypatch.setattr(firewall, "UFW", str(tmp_path))
+    monkeypatch.setattr(firewall, "UFW_PROGRAM", "/bin/sh")
     assert [port for port in (80, 443) if firewall.ufw_wants(port)] == []
     (tmp_path / "ufw.conf").write_text("ENABLED=yes\n")
     (tmp_path / "user.rules").write_text(rules)
     assert [port for port in (80, 443) if firewall.ufw_wants(port)] == wanted
+    monkeypatch.setattr(firewall, "UFW_PROGRAM", str(tmp_path / "ufw"))
+    assert not firewall.ufw_wants(80), "a ufw that was removed leaves its files behind"

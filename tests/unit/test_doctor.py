@@ -195,6 +195,17 @@ def test_files_of_ours_that_are_gone_or_edited_are_found(
     assert target.gone("other") == "" and target.edited("other") == ""
 
 
+def test_what_an_undo_keeps_is_not_deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [
+        {"task": "iptables_log", "kind": "package", "want": {"names": ["iptables"]}},
+        {"task": "syslog_route", "kind": "file", "want": {"path": "/var/log/iptables.log", "data": True}},
+        {"task": "collector", "kind": "directory", "want": {"path": "/var/lib/knockmap"}},
+    ]
+    (tmp_path / "journal.json").write_text(json.dumps({str(n): entry for n, entry in enumerate(kept)}))
+    monkeypatch.setattr(look, "JOURNAL", str(tmp_path / "journal.json"))
+    assert "nothing of knockmap is deployed" in doctor.examine(look.Target({}))["rule"].cause
+
+
 def test_nothing_deployed_is_the_one_thing_to_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look, "JOURNAL", str(tmp_path / "journal.json"))
     found = doctor.examine(look.Target({}))
@@ -222,6 +233,22 @@ def test_a_certificate_warns_before_its_end(monkeypatch: pytest.MonkeyPatch, day
     monkeypatch.setattr(web, "https", lambda path: web.Answer(401, b"", der))
     target: Any = SimpleNamespace(tasks={"apache_proxy"})
     assert web.certificate(target).state == state
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("ServerName 192.0.2.1\nServerAlias [2001:db8::1]\nServerAlias vps.example\n", "vps.example"),
+        ("ServerName [2001:db8::1]\n", "2001:db8::1"),
+        ("", "127.0.0.1"),
+    ],
+)
+def test_apache_is_asked_for_our_site_among_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, name: str
+) -> None:
+    monkeypatch.setattr(web, "NAMES", str(tmp_path / "names.conf"))
+    (tmp_path / "names.conf").write_text(lines)
+    assert web.site_name() == name
 
 
 # --- the marks of our packet ----------------------------------------------------------------------------------------
@@ -336,6 +363,14 @@ def test_where_the_packet_goes_can_be_said() -> None:
     packets[0].close()
 
 
+def test_without_an_address_to_send_to_it_says_so() -> None:
+    name = "a..b"  # no name at all, which Python's resolver does not take either
+    assert proof_packet.prepare("127.0.0.1", [name], "") == []
+    proof = proof_packet.unsent("127.0.0.1", [name])
+    assert proof.state == "warn" and "no address of a..b" in proof.lines()[1]
+    assert Diagnosis("h", [Link("rule", "ok", "")], [proof]).ok
+
+
 def course(way_in: dict[str, Any] | None = None, gateway: Any = None) -> Course:
     c = SimpleNamespace(host="127.0.0.1", gateway=gateway)
     made = Course(c, [Packet(4, "127.0.0.1", "")], [], lambda command: command)
@@ -404,7 +439,7 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]
 
 
 def ask(port: int, fingerprint: str, password: str = "right") -> tuple[int, bytes]:
-    way_in = {"certificate": fingerprint, "user": "knockmap", "password": password}
+    way_in = {"certificate": fingerprint, "name": "vps.example", "user": "knockmap", "password": password}
     return proof_packet.get("127.0.0.1", "/map/api/lines?q=x", way_in, port)
 
 

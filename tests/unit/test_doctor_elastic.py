@@ -421,7 +421,8 @@ def course(double: tuple[int, str], monkeypatch: pytest.MonkeyPatch) -> Iterator
     made = Course(
         SimpleNamespace(host="127.0.0.1", gateway=None), [Packet(4, "127.0.0.1", "")], [], lambda c: c
     )
-    made.way_in = {"certificate": double[1], "user": "knockmap", "password": "right", "kibana": True}
+    made.way_in = {"certificate": double[1], "name": "vps.example", "user": "knockmap", "password": "right"}
+    made.way_in["kibana"] = True
     made.proofs.append(Proof(4, "127.0.0.1"))
     made.sent = time.monotonic()
     yield made
