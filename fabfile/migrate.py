@@ -35,20 +35,22 @@ def migrate(c: Connection) -> str:
                 if "progress" in found:
                     c.tell(found["progress"])
         status = channel.exit_status()
-    if status or "found" not in found:
+    if status or "lines" not in found:
         said = complaint.decode(errors="replace").strip()[-400:]
+        if "can't open file" in said:
+            said = "there is no Elasticsearch of knockmap's to take the past to"
         raise HostError(
             f"{c.original_host}: {said}\nIs stack = elastic deployed there? `fab -H … deploy` brings it."
         )
     return text(str(c.original_host), **found)
 
 
-def text(host: str, lines: int, distinct: int, found: int) -> str:
+def text(host: str, lines: int, new: int, lacking: int) -> str:
     """Raises HostError when Elasticsearch lacks some of the lines."""
-    if found < distinct:
+    if lacking:
         raise HostError(
-            f"{host}: {thin(distinct - found)} of {thin(distinct)} lines did not come to Elasticsearch within 3 minutes; "
-            "nothing of the embedded stack was changed. `fab doctor` says what Logstash lacks; then run migrate again"
+            f"{host}: {thin(lacking)} of {thin(lines)} lines did not come to Elasticsearch within 3 minutes, and no more were "
+            "tried; nothing of the embedded stack was changed. `fab doctor` says what Logstash lacks; then run migrate again"
         )
-    twice = f" ({thin(lines - distinct)} were there twice)" if lines > distinct else ""
-    return f"{host}: {thin(lines)} lines{twice} of the embedded stack are in Elasticsearch, each one seen there; {NEXT}"
+    there = f" ({thin(lines - new)} were there already)" if lines > new else ""
+    return f"{host}: {thin(lines)} lines{there} of the embedded stack are in Elasticsearch, each one seen there; {NEXT}"

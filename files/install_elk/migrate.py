@@ -1,15 +1,17 @@
 """Replay what the embedded stack stored: its raw log lines go through Logstash once more, and each is looked for after.
 
     migrate.py [--db PATH]     one JSON object per line on stdout: {"progress": text} …, and at last
-                               {"lines": stored, "distinct": of them, "found": in Elasticsearch}
+                               {"lines": looked at, "new": of them not there before, "lacking": still not there}
 
 Logstash reads the folder REPLAY beside the log, by the same pipeline. An event's _id is the SHA-256 of its raw line, so
-what Elasticsearch has already is not doubled, and what it lacks can be named. Nothing of the embedded stack is changed.
+what Elasticsearch lacks can be named, and only that is replayed: in another of its indices, it would not refuse what it
+has already. Nothing of the embedded stack is changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -18,8 +20,9 @@ import sqlite3
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import IO
 
 from documents import SearchError, search
 from elasticsearch import Unreachable
@@ -27,7 +30,9 @@ from elasticsearch import Unreachable
 DATABASE = "/var/lib/knockmap/collector/knockmap.db"
 REPLAY = "/var/lib/knockmap/replay"
 ROOM = 256 << 20  # bytes that must stay free
-IDS = 10_000  # in one question
+SINCEDB = "/var/lib/logstash/knockmap.sincedb"
+IDS = 5_000  # in one question; Elasticsearch gives no more than twice as many, and has each once, or twice at most
+BATCH = 50_000  # lines
 STALLED = 180  # seconds without one more event
 
 
@@ -39,26 +44,12 @@ def stored(db: sqlite3.Connection) -> Iterator[bytes]:
         yield bytes(line)
 
 
-def write(lines: Iterator[bytes], path: str) -> tuple[int, list[str]]:
-    """The lines as a file for Logstash; gives their number and the ids that their events will have, each once."""
-    count, ids = 0, dict[str, None]()
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "wb") as file:
-        shutil.chown(path, "root", "logstash")
-        for line in lines:
-            count += 1
-            id = hashlib.sha256(line).hexdigest()
-            if id not in ids:
-                ids[id] = None
-                file.write(line + b"\n")
-    return count, list(ids)
-
-
-def missing(ids: list[str]) -> list[str]:
+def missing(ids: Iterable[str]) -> list[str]:
     """Those that Elasticsearch does not have yet."""
     lacking: list[str] = []
     rest = iter(ids)
     while some := list(islice(rest, IDS)):
-        question = {"size": IDS, "_source": False, "query": {"ids": {"values": some}}}
+        question = {"size": 2 * IDS, "_source": False, "query": {"ids": {"values": some}}}
         found = {hit["_id"] for hit in search(question)["hits"]["hits"]}
         lacking += [id for id in some if id not in found]
     return lacking
@@ -72,9 +63,76 @@ def wait(ids: list[str]) -> list[str]:
             since = time.monotonic()
         if time.monotonic() - since > STALLED:
             break
-        say(progress=f"{len(ids) - len(lacking)} of {len(ids)} lines are in Elasticsearch")
-        time.sleep(2)
+        time.sleep(1)
     return lacking
+
+
+class Replay:
+    """The file that Logstash reads, once there is something to write to it."""
+
+    def __init__(self) -> None:
+        self.path = f"{REPLAY}/{int(time.time())}.log"
+        self.file: IO[bytes] | None = None
+
+    def __enter__(self) -> Replay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.file:
+            self.file.close()
+            os.unlink(self.path)
+
+    def write(self, lines: Iterable[bytes]) -> None:
+        if not self.file:
+            self.file = unread(self.path)
+        self.file.write(b"".join(line + b"\n" for line in lines))
+        self.file.flush()
+
+
+def unread(path: str) -> IO[bytes]:
+    """A new file that Logstash takes for new: it knows files by their inodes, and those of removed files come again."""
+    known = {line.split()[0] for line in text_of(SINCEDB).splitlines() if line.strip()}
+    others: list[IO[bytes]] = []
+    try:
+        while True:
+            file = open(f"{path}.{len(others)}", "xb")  # noqa: SIM115 - it stays open until all is there
+            shutil.chown(file.name, "root", "logstash")
+            os.chmod(file.name, 0o640)
+            if inode(file) not in known:
+                os.rename(file.name, path)
+                return file
+            others.append(file)
+    finally:
+        for other in others:
+            other.close()
+            os.unlink(other.name)
+
+
+def inode(file: IO[bytes]) -> str:
+    return str(os.fstat(file.fileno()).st_ino)
+
+
+def text_of(path: str) -> str:
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+    return ""
+
+
+def bring(lines: Iterator[bytes]) -> None:
+    """Some at a time: what Elasticsearch lacks is written, and has to come there before the next."""
+    count = new = 0
+    with Replay() as replay:
+        while batch := list(islice(lines, BATCH)):
+            by_id = {hashlib.sha256(line).hexdigest(): line for line in batch}
+            lacking = missing(by_id)
+            if lacking:
+                replay.write(by_id[id] for id in lacking)
+            count, new = count + len(batch), new + len(lacking)
+            say(progress=f"{count} lines looked at, {new} of them on their way through Logstash")
+            if lacking := wait(lacking):
+                say(lines=count, new=new, lacking=len(lacking))
+                return
+    say(lines=count, new=new, lacking=0)
 
 
 def say(**what: object) -> None:
@@ -96,17 +154,10 @@ def main() -> None:
         sys.exit(
             f"the disk of {REPLAY} has {-(free - ROOM) >> 20} MiB too little for the lines; make room first"
         )
-    replayed = f"{REPLAY}/{int(time.time())}.log"
     try:
-        count, ids = write(stored(sqlite3.connect(f"file:{path}?mode=ro", uri=True)), replayed)
-        say(progress=f"{count} lines are on their way through Logstash")
-        lacking = wait(ids)
+        bring(stored(sqlite3.connect(f"file:{path}?mode=ro", uri=True)))
     except (SearchError, Unreachable, sqlite3.DatabaseError) as error:
         sys.exit(str(error))
-    finally:
-        if os.path.exists(replayed):
-            os.unlink(replayed)
-    say(lines=count, distinct=len(ids), found=len(ids) - len(lacking))
 
 
 if __name__ == "__main__":
