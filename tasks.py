@@ -130,8 +130,13 @@ def bench(c: Context) -> None:
 def fetch(c: Context) -> None:
     """Fetch the free GeoIP database, pinned by hash, into the cache that deploy takes it from."""
     from fabfile import geo
+    from fabfile.engine.errors import UsageError
 
-    for path in geo.fetch():
+    try:
+        paths = geo.fetch()
+    except UsageError as error:
+        raise Exit(f"geo.fetch: {error}", code=1) from None
+    for path in paths:
         print(path)
     print(geo.about())
 

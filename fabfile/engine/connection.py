@@ -234,7 +234,10 @@ class VerifiedConnection(fabric.Connection):  # type: ignore[misc] # fabric has 
         if any(line.key == key and line.revoked for line in named):
             raise HostKeyError(f"{self.where()}: its host key {key} is revoked in known_hosts; not connected")
         known = [line for line in named if not line.revoked]
-        if any(line.key == key for line in known) or key in vouching:
+        if any(line.key == key for line in known):
+            return
+        # As OpenSSH, which knows nothing of our record: a line with another key of this type is a changed key.
+        if key in vouching and not any(line.key.type == key.type for line in known):
             return
         recorded = self.port in host_records.recorded(self.original_host).ports
         if known or recorded or (vouching and not self.given_port):

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TextIO
 
 import fabric  # type: ignore[import-untyped]
 import fabric.executor  # type: ignore[import-untyped]
@@ -35,7 +35,7 @@ from invoke.vendor.yaml import YAMLError
 
 from fabfile.engine.connection import VerifiedConnection
 from fabfile.engine.errors import HostError, UsageError
-from fabfile.engine.report import Answer, LiveLine, Report, Screen, colourful, failure_document
+from fabfile.engine.report import Answer, LiveLine, Report, Screen, colourful, failure_document, printable
 from fabfile.settings import PREFIX, SettingError, Settings, load
 
 HELP = {
@@ -184,8 +184,9 @@ class Executor(fabric.executor.Executor):  # type: ignore[misc]
         limit = min(int(flag.get("limit", 8)) for flag in flags)
         if limit < 1:
             raise UsageError(f"--limit {limit}: must be 1 or more")
-        run = Run(self, calls, chosen, many=len(hosts) > 1)
-        outcomes = run.all(hosts, limit)
+        with contextlib.redirect_stdout(Unbroken(sys.stdout)):
+            run = Run(self, calls, chosen, many=len(hosts) > 1)
+            outcomes = run.all(hosts, limit)
         if run.misuse:
             raise UsageError(run.misuse)
         changed = any(o.report and o.report.changed for o in outcomes)
@@ -208,6 +209,37 @@ class Executor(fabric.executor.Executor):  # type: ignore[misc]
         self.config.load_collection(self.collection.configuration(call.called_as))
         self.config.load_shell_env()
         return self.config
+
+
+class Unbroken(io.TextIOBase):
+    """The operator's stdout. Who stops reading it (`| head`) stops no work on a host, which might be a move of sshd."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+
+    def write(self, text: str) -> int:
+        with self.to_nobody_if_broken():
+            self.out.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self.to_nobody_if_broken():
+            self.out.flush()
+
+    def isatty(self) -> bool:
+        return self.out.isatty()
+
+    def fileno(self) -> int:
+        return self.out.fileno()
+
+    @contextlib.contextmanager
+    def to_nobody_if_broken(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.out.fileno())
+            os.close(null)
 
 
 class Run:
@@ -243,7 +275,7 @@ class Run:
         width = max(len(outcome.host) for outcome in outcomes)
         for outcome in sorted(outcomes, key=lambda outcome: outcome.failed):
             if outcome.last_line:
-                print(f"{outcome.host:<{width}}  {outcome.last_line}")
+                print(f"{outcome.host:<{width}}  {printable(outcome.last_line)}")
 
     def context(self, host: str) -> VerifiedConnection:
         try:
@@ -309,6 +341,8 @@ class Run:
         elif value is not None:
             if isinstance(value, Answer):
                 outcome.answer, value = value, value.text
+            else:  # an Answer has colours, and is printable already
+                value = printable(str(value))
             with_newline = str(value).rstrip("\n") + "\n"
             self.live.clear()
             c.screen.out.write(with_newline)
@@ -325,7 +359,7 @@ class Run:
             if outcome.report:
                 print(outcome.report.summary)
             if outcome.error:
-                print(outcome.error, file=sys.stderr)
+                print(printable(outcome.error), file=sys.stderr)
 
 
 def install(program: Any = fabric.main.program, words: Mapping[str, str] | None = None) -> None:
@@ -345,7 +379,8 @@ def install(program: Any = fabric.main.program, words: Mapping[str, str] | None 
         except ParseError as error:
             raise Exit(f"{error} (`fab --list` shows all tasks)", code=2) from None
         except ValueError as error:
-            raise Exit(f"an option wants a number: {error}", code=2) from None
+            text = str(error).rpartition(": ")[2]
+            raise Exit(f"{text}: is no number, and an option wants one (--limit or --rows)", code=2) from None
 
     def update_config() -> None:
         with readable_config():

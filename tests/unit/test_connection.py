@@ -391,6 +391,13 @@ def test_a_recorded_port_with_another_key_is_never_taken_for_a_new_host(server: 
         at(server, ssh_accept_new=True).open()
 
 
+def test_a_known_host_with_another_key_is_refused_whatever_we_recorded(server: SshServer, home: Path) -> None:
+    host_records.record(HOST, [public(server)], [server.port])
+    know(home, line(f"[{HOST}]:{server.port}", ed25519_key()))
+    with pytest.raises(HostKeyError, match="not the known one"):
+        at(server).open()
+
+
 def test_a_jump_host_that_forwards_nothing_is_named(server: SshServer, home: Path) -> None:
     with serving(home, forwards=False) as jump:
         config = f"Host target\n HostName {HOST}\n ProxyJump {HOST}:{jump.port}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -340,3 +341,13 @@ def test_a_task_may_be_written_with_underscores() -> None:
     words = ["rotate_secrets", "--since", "pipeline_x", "undo", "install_elk"]
     written = fleet.with_dashes(words, ["rotate-secrets", "install-elk", "undo"])
     assert written == ["rotate-secrets", "--since", "pipeline_x", "undo", "install-elk"]
+
+
+def test_who_stops_reading_the_output_stops_no_work() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", encoding="utf-8") as pipe:
+        out = fleet.Unbroken(pipe)
+        for _ in range(3):
+            print("changed", file=out, flush=True)
+        assert not out.isatty()

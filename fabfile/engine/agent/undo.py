@@ -60,10 +60,9 @@ def is_edited(item: Item, entry: dict[str, Any]) -> bool:
 
 def tell_edited(item: Item, entry: dict[str, Any], keep: bool) -> None:
     now, after = item.observe(), entry["after"]
-    words = [f"{key} {after[key]} → {now.get(key)}" for key in after if now.get(key) != after[key]]
-    what = ", ".join(
-        "content" if word.startswith("sha256") else word for word in words if word[:5] != "mtime"
-    )
+    differing = [key for key in after if now.get(key) != after[key] and key != "mtime"]
+    words = (f"{key} {shown(key, after[key])} → {shown(key, now.get(key))}" for key in differing)
+    what = ", ".join("content" if word.startswith("sha256") else word for word in words)
     if keep:
         emit(
             "result", id=item.want["id"], task=entry["task"], status="ok", message=f"kept as edited ({what})"
@@ -78,6 +77,10 @@ def tell_edited(item: Item, entry: dict[str, Any], keep: bool) -> None:
         message=message,
         diff=edit_diff(item, entry),
     )
+
+
+def shown(key: str, value: Any) -> str:
+    return f"{value:04o}" if key == "mode" and value is not None else str(value)
 
 
 def edit_diff(item: Item, entry: dict[str, Any]) -> str:
