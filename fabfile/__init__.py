@@ -22,8 +22,8 @@ from fabfile.settings import Settings
 
 fleet.install(words={"undo": "--task"})
 
-# In order of application. Each is a module here, a folder under files/, a test module and a heading in the README.
-SENSOR = ("harden_ssh", "iptables_log", "syslog_route")
+# In order of application: the lines get a place of their own before there are any. Each is a module here, a folder under files/, a test module and a heading in the README.
+SENSOR = ("harden_ssh", "syslog_route", "iptables_log")
 STACKS = {
     "embedded": ("collector", "dashboard", "apache_proxy"),
     "elastic": ("install_elk", "kibana", "apache_proxy"),

@@ -13,7 +13,7 @@ from look import ABSENT, LOG, READER, Link, Target, bad, first_line, names_of, o
 
 SSH_PROGRAM = "/usr/local/lib/knockmap/ssh"
 RULES_PROGRAM = "/usr/local/lib/knockmap/rules"
-NF_LOG = "/proc/net/netfilter/nf_log"
+NF_LOG, PRINTK = "/proc/net/netfilter/nf_log", "/proc/sys/kernel/printk"
 FAMILIES = {"v4": ("IPv4", "iptables"), "v6": ("IPv6", "ip6tables")}
 # The number of each family in NF_LOG, and who writes its LOG lines: before and since Linux 5.13.
 WRITERS = {"v4": ("2", {"nf_log_ipv4", "nf_log_syslog"}), "v6": ("10", {"nf_log_ipv6", "nf_log_syslog"})}
@@ -87,9 +87,21 @@ def rule(target: Target) -> Link:
         found = unit(name)
         if found.get("ActiveState") != "active" or found.get("UnitFileState") != "enabled":
             return warn(f"the rules are in force, but {name}, which brings them back, is not", again)
+    if level := on_console(target.job.get("printk", PRINTK)):
+        return warn(
+            f"the kernel prints every logged SYN on the console, too (kernel.printk begins with {level}), and waits for it where "
+            "that is a serial one: a flood would slow the host down",
+            "{ssh} \"echo 'kernel.printk = 4 4 1 7' >/etc/sysctl.d/60-console.conf; sysctl -qp /etc/sysctl.d/60-console.conf\"",
+        )
     if edited := target.edited("iptables_log"):
         return warn(f"{edited} was edited since it was deployed", again)
     return ok(f"{' and '.join(FAMILIES[family][0] for family in families())}, first in INPUT")
+
+
+def on_console(path: str) -> str:
+    """The level below which the kernel prints on the console, where lines of ours are and this host may change it."""
+    level = text_of(path).split()[:1]
+    return level[0] if level and int(level[0]) > 4 and os.access(path, os.W_OK) else ""
 
 
 def rule_problem(family: str) -> str:

@@ -291,6 +291,14 @@ def test_a_clock_that_is_off_is_named(box: Box, deployed: Fab) -> None:
         assert wanted == "ok" or f"{abs(shift)} s" in found.links[0].cause
 
 
+def test_a_kernel_that_prints_every_line_on_the_console_is_named(box: Box, deployed: Fab) -> None:
+    """Told to doctor, since a container may not say what the kernel of all prints."""
+    sh(box, "echo '7 4 1 7' >/root/printk")
+    found = {link.name: link for link in by_hand(box, printk="/root/printk").links}
+    assert found["rule"].state == "warn" and "begins with 7" in found["rule"].cause, found["rule"]
+    assert "kernel.printk = 4 4 1 7" in found["rule"].next
+
+
 def test_a_kernel_that_lacks_nf_log_is_named(box: Box, deployed: Fab) -> None:
     sh(box, "sed 's/nf_log_[a-z0-9]*/nothing/g' /proc/net/netfilter/nf_log >/root/nf_log")
     found = by_hand(box, nf_log="/root/nf_log")
