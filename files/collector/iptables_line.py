@@ -39,7 +39,7 @@ class Unparsed(NamedTuple):
 # Greedy up to the last " SRC=… DST=…" that follows an OUT=: a prefix may hold anything, also "SRC=1.2.3.4".
 PACKET = re.compile(
     rb"^(\S+|[A-Z][a-z]{2} [ \d]\d [\d:]{8}) \S+ \S+: (.*?)\bIN=(\S*) OUT=(\S*) "
-    rb"(?:MAC\w*=\S* )*SRC=([0-9a-f.:]+) DST=\S+ LEN=\d+ "
+    rb"(?:(?:PHYSIN|PHYSOUT|MAC\w*|VPROTO|VID|TUNNEL)=\S* )*SRC=([0-9a-f.:]+) DST=\S+ LEN=\d+ "
     rb"[^\[]*?(?:TTL|HOPLIMIT)=(\d+) [^\[]*?PROTO=(\w+)(?: SPT=(\d+) DPT=(\d+))?(?:[^\[]*? WINDOW=(\d+))?"
 )
 # What nearly every line looks like: a TCP packet, its time in UTC as our own rules for rsyslog and syslog-ng write it.

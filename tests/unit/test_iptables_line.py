@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import json
 import os
 import re
 import time
@@ -110,6 +111,26 @@ def test_a_bsd_stamp_gets_the_year_that_is_not_in_the_future(monkeypatch: pytest
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_lines_of_bridges_and_tunnels_are_read_as_logstash_reads_them() -> None:
+    """The golden events of the Elastic stack say what such lines mean; what it takes for a scan is one here, too."""
+    lines = (DATA / "iptables-more.log").read_bytes().splitlines()
+    events = [json.loads(line) for line in (DATA / "iptables-events.ndjson").read_text().splitlines()]
+    scans = {event["message"]: event for event in events if event["event"].get("action") == "ssh-scan"}
+    known = [(line, scans[line.decode()]) for line in lines if line.decode(errors="replace") in scans]
+    assert sum(b"PHYSIN=" in line for line, _ in known) > 0
+    for line, event in known:
+        found = parse(line, calendar.timegm((2026, 12, 1, 0, 0, 0)))
+        if found == Unparsed("time not understood"):  # Logstash takes the time of reading
+            continue
+        assert isinstance(found, Event), (line, found)
+        source = event["source"]
+        assert (found.source, found.source_port) == (ip_address(source["ip"]).compressed, source["port"]), (
+            line
+        )
+    tunnel = parse(known[0][0].replace(b" SRC=", b" MAC=00:01 TUNNEL=192.0.2.1->198.51.100.1 SRC=", 1))
+    assert isinstance(tunnel, Event)
 
 
 def test_lines_that_rsyslog_folded_count_as_often_as_they_came() -> None:
