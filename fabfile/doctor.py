@@ -219,5 +219,5 @@ def text(found: Diagnosis, paint: Callable[[str, str], str]) -> str:
         if link.next and link.state in ("warn", "bad"):
             lines.append(f"{'':<{width + 7}}{printable(link.next)}")
     for proof in found.proofs:
-        lines += proof.lines()
+        lines += map(printable, proof.lines())
     return "\n".join([*lines, printable(found.summary)])

@@ -33,7 +33,7 @@ PATIENCE = 3.0  # seconds
 PROGRAM = "/usr/local/lib/knockmap/ssh"
 ARMED = "/var/lib/knockmap/ssh/armed.json"
 DROP_INS = "/etc/ssh/sshd_config.d"
-PORT_FILE = f"{DROP_INS}/00-knockmap-port.conf"
+PORT_FILE, KEYS_FILE = f"{DROP_INS}/00-knockmap-port.conf", f"{DROP_INS}/20-knockmap-keys.conf"
 PROGRAMS = Directory("/usr/local/lib/knockmap")
 
 
@@ -56,7 +56,7 @@ def resources(
         text=render("harden_ssh/hardening.conf.j2", strict=settings.ssh_strict),
         verify=test,
     )
-    keys = File(f"{DROP_INS}/20-knockmap-keys.conf", text=render("harden_ssh/keys.conf"), verify=test)
+    keys = File(KEYS_FILE, text=render("harden_ssh/keys.conf"), verify=test)
     # Debian's ssh.socket, where an operator chose it, knows nothing of sshd_config.
     folder = Directory("/etc/systemd/system/ssh.socket.d", when=("ssh_owner", "socket"))
     socket = File(
@@ -156,6 +156,9 @@ def move(c: VerifiedConnection, settings: Settings, *, diff: bool) -> Report:
     done, proof = staged(c, new, settings, stages, diff)
     report += done
     if proof is not None:
+        _, kept, _ = ask(proof, ["grep", "AuthenticationMethods", KEYS_FILE])
+        for line in kept.decode(errors="replace").splitlines():
+            c.tell(f"left as it was, for all users: {line.lstrip('# ')}")
         first = host_records.recorded(c.original_host).old_port or (
             None if moved_before or old == new else old
         )

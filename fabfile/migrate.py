@@ -49,8 +49,8 @@ def text(host: str, lines: int, new: int, lacking: int) -> str:
     """Raises HostError when Elasticsearch lacks some of the lines."""
     if lacking:
         raise HostError(
-            f"{host}: {thin(lacking)} of {thin(lines)} lines did not come to Elasticsearch within 3 minutes, and no more were "
-            "tried; nothing of the embedded stack was changed. `fab doctor` says what Logstash lacks; then run migrate again"
+            f"{host}: {thin(lacking)} of the {thin(lines)} lines that were tried did not come to Elasticsearch; nothing of the "
+            "embedded stack was changed. `fab doctor` says what Logstash lacks; then run migrate again"
         )
     there = f" ({thin(lines - new)} were there already)" if lines > new else ""
     return f"{host}: {thin(lines)} lines{there} of the embedded stack are in Elasticsearch, each one seen there; {NEXT}"

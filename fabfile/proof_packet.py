@@ -187,7 +187,7 @@ class Course:
         cause, next = STOPS[name]
         if name == HOPS[0]:
             cause = proof.cause or cause.format(to=proof.to)
-            if self.root and self.root.name in ("sshd", "rule", "counter"):
+            if not proof.cause and self.root and self.root.name in ("rule", "counter"):
                 cause, next = f"nothing of it came to the rule; see {self.root.name} above", self.root.next
             proof.hops.clear()  # what was counted first was another's
         if over_limit and name == HOPS[1]:

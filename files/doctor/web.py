@@ -38,6 +38,7 @@ KIBANA_STATUS = "/kibana/api/status"
 SECRETS = "/var/lib/knockmap/secrets"
 SITE = "/etc/apache2/sites-enabled/zz-knockmap.conf"
 NAMES = "/var/lib/knockmap/apache/names.conf"
+MOST_NAMES = 8  # that are tried
 DAY = 86400
 # notBefore and notAfter as DER has them: UTCTime or GeneralizedTime.
 TIMES = re.compile(rb"\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z")
@@ -47,6 +48,7 @@ class Answer(NamedTuple):
     status: int
     body: bytes
     certificate: bytes
+    login: str = ""  # which one it asks for
 
 
 def ask(
@@ -61,7 +63,8 @@ def ask(
         der = connection.sock.getpeercert(True) if isinstance(connection.sock, ssl.SSLSocket) else b""
         connection.request("POST" if body else "GET", path, body, headers or {})
         response = connection.getresponse()
-        return Answer(response.status, response.read(1 << 20), der or b"")
+        login = response.headers.get("WWW-Authenticate", "")
+        return Answer(response.status, response.read(1 << 20), der or b"", login)
     except http.client.HTTPException as error:
         raise OSError(f"no HTTP answer: {type(error).__name__}") from error
     finally:
@@ -133,13 +136,23 @@ class Here(http.client.HTTPSConnection):
 
 def https(path: str, headers: dict[str, str] | None = None) -> Answer:
     """Apache's answer here. Raises OSError."""
-    return ask(Here(site_name()), path, headers)
+    return ask(Here(site_name(), 443), path, headers)
 
 
 def site_name() -> str:
-    """A name of our site, by which Apache tells it from the others there; an address only where there is no name."""
-    names: list[str] = re.findall(r"^Server(?:Name|Alias) \[?([^\]\s]+)", text_of(NAMES), re.M)
-    return next((name for name in names if not is_address(name)), (names or ["127.0.0.1"])[0])
+    """A name of our site, by which Apache tells it from the others there, which may have some of the same names.
+
+    An address only where no name leads to it, and the first one where nothing does. Raises OSError.
+    """
+    found: list[str] = re.findall(r"^Server(?:Name|Alias) \[?([^\]\s]+)", text_of(NAMES), re.M)
+    names = sorted(found, key=is_address) or ["127.0.0.1"]
+    return next((name for name in names[:MOST_NAMES] if is_ours(name)), names[0])
+
+
+def is_ours(name: str) -> bool:
+    """True if what answers by this name asks for our login: before that, nobody gets the password. Raises OSError."""
+    answer = ask(Here(name, 443), behind_apache())
+    return answer.status == 401 and 'realm="knockmap"' in answer.login
 
 
 def is_address(name: str) -> bool:
@@ -244,6 +257,12 @@ def tried(target: Target, users: str) -> Link:
         return ok(f"{users}; not tried, since the password is your own")
     of_kibana = behind_apache() == KIBANA_STATUS
     try:
+        if not is_ours(name := site_name()):
+            return bad(
+                f"Apache does not ask for it by the name {name}, so it was not tried",
+                "{fab} apache-proxy",
+                symptom=True,
+            )
         answer = https(KIBANA_STATUS if of_kibana else STATUS, authorization(user(target), password))
     except OSError as error:
         return Link(

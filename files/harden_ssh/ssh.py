@@ -81,12 +81,19 @@ def listeners() -> dict[int, set[str]]:
     # A process may have any name, with line ends in it, too.
     rows = re.finditer(r"^LISTEN +\d+ +\d+ +\S+:(\d+) (.*)", run("ss", "-ltnpH").stdout, re.M)
     for row in rows:
-        process = re.search(r'\(\("([^"]+)",pid=(\d+)', row[2])
-        name = "somebody" if not process else "init" if process[2] == "1" else process[1]
-        if name in SSHD_NAMES and not is_sshd(process[2] if process else ""):
-            name = "a session of ssh (a forward)"
-        found.setdefault(int(row[1]), set()).add(name)
+        processes = re.findall(r'"([^"]*)",pid=(\d+)', row[2])
+        names = {who(*process) for process in processes}
+        # A name with a quote in it could hide the process behind another's number.
+        if not processes or {pid for _, pid in processes} != set(re.findall(r"pid=(\d+)", row[2])):
+            names.add("somebody")
+        found.setdefault(int(row[1]), set()).update(names)
     return found
+
+
+def who(name: str, pid: str) -> str:
+    if name in SSHD_NAMES and not is_sshd(pid):
+        return "a session of ssh (a forward)"
+    return "init" if pid == "1" else name
 
 
 def is_sshd(pid: str) -> bool:

@@ -22,7 +22,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import IO
+from typing import IO, Any
 
 from documents import SearchError, search
 from elasticsearch import Unreachable
@@ -33,15 +33,24 @@ ROOM = 256 << 20  # bytes that must stay free
 SINCEDB = "/var/lib/logstash/knockmap.sincedb"
 IDS = 5_000  # in one question; Elasticsearch gives no more than twice as many, and has each once, or twice at most
 BATCH = 50_000  # lines
-STALLED = 180  # seconds without one more event
+PATIENCE = 30  # seconds for an answer
+STALLED, SETTLED = 180, 30  # seconds without a first event, and without one more
 
 
 def stored(db: sqlite3.Connection) -> Iterator[bytes]:
-    """Every raw line, in the order in which they came; then those that were no packets."""
-    for (text,) in db.execute("SELECT text FROM line ORDER BY first"):
-        yield from zlib.decompress(text).split(b"\n")
-    for (line,) in db.execute("SELECT line FROM unparsed ORDER BY id"):
-        yield bytes(line)
+    """Every raw line, in the order in which they came; then those that were no packets.
+
+    In pages: a question that stays open for hours would keep the collector's write-ahead log from being emptied.
+    """
+    for question in (
+        "SELECT first, text FROM line WHERE first > ? ORDER BY first LIMIT 100",
+        "SELECT id, line FROM unparsed WHERE id > ? ORDER BY id LIMIT 1000",
+    ):
+        last = -1
+        while page := db.execute(question, (last,)).fetchall():
+            last = page[-1][0]
+            for _, text in page:
+                yield from zlib.decompress(text).split(b"\n") if "text" in question else (bytes(text),)
 
 
 def missing(ids: Iterable[str]) -> list[str]:
@@ -50,9 +59,21 @@ def missing(ids: Iterable[str]) -> list[str]:
     rest = iter(ids)
     while some := list(islice(rest, IDS)):
         question = {"size": 2 * IDS, "_source": False, "query": {"ids": {"values": some}}}
-        found = {hit["_id"] for hit in search(question)["hits"]["hits"]}
+        found = {hit["_id"] for hit in patiently(question)["hits"]["hits"]}
         lacking += [id for id in some if id not in found]
     return lacking
+
+
+def patiently(question: dict[str, Any]) -> dict[str, Any]:
+    """The answer, also of an index that is just being made. Raises SearchError."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return search(question)
+        except SearchError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 def wait(ids: list[str]) -> list[str]:
@@ -61,7 +82,8 @@ def wait(ids: list[str]) -> list[str]:
     while lacking := missing(rest := lacking):
         if len(lacking) < len(rest):
             since = time.monotonic()
-        if time.monotonic() - since > STALLED:
+        # Logstash reads in order: once it is at it, what does not come is not far behind the others.
+        if time.monotonic() - since > (STALLED if len(lacking) == len(ids) else SETTLED):
             break
         time.sleep(1)
     return lacking
@@ -120,19 +142,19 @@ def text_of(path: str) -> str:
 
 def bring(lines: Iterator[bytes]) -> None:
     """Some at a time: what Elasticsearch lacks is written, and has to come there before the next."""
-    count = new = 0
+    count = new = lacking = 0
     with Replay() as replay:
         while batch := list(islice(lines, BATCH)):
             by_id = {hashlib.sha256(line).hexdigest(): line for line in batch}
-            lacking = missing(by_id)
-            if lacking:
-                replay.write(by_id[id] for id in lacking)
-            count, new = count + len(batch), new + len(lacking)
+            if absent := missing(by_id):
+                replay.write(by_id[id] for id in absent)
+            count, new = count + len(batch), new + len(absent)
             say(progress=f"{count} lines looked at, {new} of them on their way through Logstash")
-            if lacking := wait(lacking):
-                say(lines=count, new=new, lacking=len(lacking))
-                return
-    say(lines=count, new=new, lacking=0)
+            left = wait(absent)
+            lacking += len(left)
+            if absent and len(left) == len(absent):
+                break  # nothing comes at all
+    say(lines=count, new=new, lacking=lacking)
 
 
 def say(**what: object) -> None:

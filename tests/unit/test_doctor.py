@@ -239,16 +239,35 @@ def test_a_certificate_warns_before_its_end(monkeypatch: pytest.MonkeyPatch, day
     ("lines", "name"),
     [
         ("ServerName 192.0.2.1\nServerAlias [2001:db8::1]\nServerAlias vps.example\n", "vps.example"),
-        ("ServerName [2001:db8::1]\n", "2001:db8::1"),
+        ("ServerName shop.example\nServerAlias vps.example\n", "vps.example"),
+        ("ServerName shop.example\nServerAlias [2001:db8::1]\n", "2001:db8::1"),
+        ("ServerName shop.example\n", "shop.example"),
         ("", "127.0.0.1"),
     ],
 )
 def test_apache_is_asked_for_our_site_among_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, name: str
 ) -> None:
+    def ask(connection: web.Here, path: str) -> web.Answer:
+        assert connection.port == 443
+        return web.Answer(
+            401, b"", b"", f'Basic realm="{"shop" if connection.host == "shop.example" else "knockmap"}"'
+        )
+
+    monkeypatch.setattr(web, "ask", ask)
     monkeypatch.setattr(web, "NAMES", str(tmp_path / "names.conf"))
     (tmp_path / "names.conf").write_text(lines)
     assert web.site_name() == name
+
+
+def test_no_other_site_gets_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        web, "ask", lambda connection, path, headers=None: asked.append(headers) or web.Answer(200, b"", b"")
+    )
+    monkeypatch.setattr(web, "stored_password", lambda target: "hidden")
+    target: Any = SimpleNamespace(job={}, tasks={"apache_proxy"})
+    assert "was not tried" in web.tried(target, "1 user").cause and asked and not any(asked)
 
 
 # --- the marks of our packet ----------------------------------------------------------------------------------------

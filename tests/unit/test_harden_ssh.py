@@ -439,6 +439,10 @@ def test_passwords_stay_where_no_key_was_proven() -> None:
             "AuthenticationMethods any\nMatch all\nAuthenticationMethods publickey,password publickey,keyboard-interactive\n",
             [],
         ),
+        (  # none of these is a second factor
+            "AuthenticationMethods publickey password # not keyboard-interactive,publickey\nMatch Group sftponly\nAuthenticationMethods password\n",
+            ["PasswordAuthentication no", "KbdInteractiveAuthentication no"],
+        ),
     ],
 )
 def test_a_second_factor_that_others_ask_for_stays(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sqlite3
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +43,7 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr(migrate, "BATCH", 3)
     monkeypatch.setattr(migrate, "IDS", 2)
     monkeypatch.setattr(migrate, "STALLED", 4)
+    monkeypatch.setattr(migrate, "SETTLED", 3)
     monkeypatch.setattr(
         migrate, "time", SimpleNamespace(time=lambda: 1, monotonic=iter(range(99)).__next__, sleep=id)
     )
@@ -62,12 +65,48 @@ def test_only_what_is_lacking_is_replayed(
     assert last(capsys) == {"lines": 5, "new": 0, "lacking": 0}
 
 
-def test_lines_that_do_not_come_end_it(
+def test_a_line_that_does_not_come_is_counted_and_the_rest_comes(
     there: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     migrate.bring(iter(LINES))
-    assert last(capsys) == {"lines": 6, "new": 5, "lacking": 1}
+    assert last(capsys) == {"lines": 7, "new": 6, "lacking": 1}
     assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_comes_no_more_is_tried(
+    there: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate.Replay, "write", lambda self, lines: None)
+    migrate.bring(iter(LINES))
+    assert last(capsys) == {"lines": 3, "new": 2, "lacking": 2}
+
+
+def test_an_index_that_is_just_being_made_is_waited_for(
+    there: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([migrate.SearchError("503: all shards failed"), {"hits": {"hits": []}}])
+
+    def search(question: dict[str, Any]) -> dict[str, Any]:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(migrate, "search", search)
+    assert migrate.missing(["a"]) == ["a"]
+
+
+def test_what_is_stored_is_read_in_pages(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "knockmap.db")
+    db.execute("CREATE TABLE line(first INTEGER PRIMARY KEY, count INTEGER NOT NULL, text BLOB NOT NULL)")
+    db.execute("CREATE TABLE unparsed(id INTEGER PRIMARY KEY, ts INTEGER, reason TEXT, line BLOB NOT NULL)")
+    lines = [b"%d" % number for number in range(500)]
+    for first in range(0, 500, 2):
+        db.execute(
+            "INSERT INTO line VALUES(?, 2, ?)", (first, zlib.compress(b"\n".join(lines[first : first + 2])))
+        )
+    db.execute("INSERT INTO unparsed VALUES(1, 0, '', ?)", (b"no packet",))
+    assert list(migrate.stored(db)) == [*lines, b"no packet"]
 
 
 def test_a_file_whose_inode_logstash_knows_is_not_taken(

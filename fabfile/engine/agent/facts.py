@@ -52,12 +52,13 @@ def fact_ssh_root_login() -> str:
 
 def fact_ssh_no_passwords() -> str:
     """Our lines against passwords, but not where others ask for one after the key: they would be locked out."""
-    asked = re.findall(r"^\s*authenticationmethods[\s=]+(.*)", "\n".join(sshd_texts()), re.I | re.M)
-    words = set(re.split(r"[\s,:\"]+", " ".join(asked).lower()))
+    asked = re.findall(r"^\s*authenticationmethods[\s=]+([^#\n]*)", "\n".join(sshd_texts()), re.I | re.M)
+    lists = [words.split(",") for words in " ".join(asked).lower().replace('"', " ").split()]
+    beside_key = {word.partition(":")[0] for words in lists if "publickey" in words for word in words}
     lines = {"PasswordAuthentication": "password", "KbdInteractiveAuthentication": "keyboard-interactive"}
     return "\n".join(
-        f"# {option}: AuthenticationMethods of others asks for {method}"
-        if method in words
+        f"# {option}: AuthenticationMethods of others asks for {method} beside the key"
+        if method in beside_key
         else f"{option} no"
         for option, method in lines.items()
     )
