@@ -42,7 +42,8 @@ ip -n attacker -batch /tmp/addresses
 ip -batch /tmp/routes
 nft -f /tmp/guard
 """
-CLEAN = "ip link del syn0 2>/dev/null; ip netns del attacker 2>/dev/null; nft delete table inet box_guard 2>/dev/null; true"
+UNLINK = "ip link del syn0 2>/dev/null; ip netns del attacker 2>/dev/null; true"
+UNGUARD = "nft delete table inet box_guard 2>/dev/null; true"
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,17 @@ def attack(box: Box, sources: int = 40, count: int = 200, rate: int = 100) -> At
     hand = images.client().containers.get(relay_name(box.name))
     overruns, chosen = box.overruns(), choose(sources)
     with state.lock(state.attack_lock(box.name).name), state.lock("floods", shared=rate < FLOOD):
-        shell(hand, CLEAN)
+        if inside(hand, ["nft", "list", "table", "inet", "box_guard"])[0] == 0:  # one broke off
+            settle(hand)
+        shell(hand, f"{UNLINK}; {UNGUARD}")
         try:
             prepare(hand, box, chosen, count, rate)
             sent = json.loads(shell(hand, "ip netns exec attacker python3 /tmp/syn.py </tmp/job.json"))
             settle(hand)
             leaked = counted(hand)
+            shell(hand, UNGUARD)  # and not where it broke off: replies may still be on their way
         finally:
-            shell(hand, CLEAN)
+            shell(hand, UNLINK)
     if leaked:
         raise BoxError(
             f"{leaked} replies of {box.name} were about to leave by another way than they came; they were dropped"

@@ -5,9 +5,11 @@ Where no Docker engine answers: collector and dashboard alone, on loopback and w
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +32,10 @@ RATE, MINUTES = 3, 30  # live SYNs per second, and for how long
 FOLDER = state.FOLDER / f"{NAME}-local"
 PIDS = FOLDER / "pids.json"
 STEPS = 5
+SOURCES = (
+    "KNOCKMAP_GEO_",
+    *(f"KNOCKMAP_ELASTIC_{name}" for name in ("MIRROR", "PACKAGES", "VERSION", "KEY", "FINGERPRINT")),
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ def with_docker(release: str | None, stack: str = "embedded", **settings: str) -
     """The demo in a box; `settings` are more environment variables for `fab`. Raises BoxError."""
     progress, fab = Progress(), functools.partial(run_fab, KNOCKMAP_STACK=stack, **settings)
     if NAME in machine.boxes():
+        machine.find(NAME)  # which says what to do where it does not run
         progress(f"The VPS {NAME} is there already")
     else:
         progress("A fresh VPS in Docker; the first time its system is made, which takes a minute")
@@ -86,7 +93,10 @@ def with_docker(release: str | None, stack: str = "embedded", **settings: str) -
 
 def run_fab(*words: str, **settings: str) -> str:
     """Output of `fab` on the demo's box, which is shown only where it failed."""
-    environment = {**os.environ, **settings}
+    # What is set for the operator's own servers is nothing to the demo, but for where packages and data come from.
+    others = {name: value for name, value in os.environ.items() if not name.startswith("KNOCKMAP_")}
+    sources = {name: value for name, value in os.environ.items() if name.startswith(SOURCES)}
+    environment = {**others, **sources, "BOX_ALONE": "1", **settings}
     command = [str(Path(sys.executable).parent / "fab"), "-S", str(state.SSH_CONFIG), "-H", NAME, *words]
     done = subprocess.run(
         command, cwd=state.ROOT, env=environment, capture_output=True, text=True, check=False
@@ -231,9 +241,9 @@ def stop_local() -> bool:
 def is_ours(pid: int) -> bool:
     """A pid may be another process's by now."""
     shown = subprocess.run(
-        ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
-    return str(state.ROOT) in shown.stdout or "box.demo" in shown.stdout
+    return f"{FOLDER}/" in shown.stdout
 
 
 # --- both -----------------------------------------------------------------------------------------------------------
@@ -242,11 +252,10 @@ def is_ours(pid: int) -> bool:
 def remove() -> list[str]:
     """Whatever of the demo is there; gives what was removed."""
     removed = ["the local demo"] if stop_local() else []
-    try:
-        if NAME in machine.boxes():
-            removed += machine.down(NAME)
-    except BoxError:  # no engine, no box
-        pass
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    (state.FOLDER / f"{NAME}-attack.log").unlink(missing_ok=True)
+    with contextlib.suppress(BoxError):  # no engine, no box
+        removed += machine.down(NAME)  # also what is left of one without its container
     return removed
 
 

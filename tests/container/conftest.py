@@ -128,6 +128,7 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "XDG_STATE_HOME": str(home),
         "KNOCKMAP_STACK": "embedded",
         "KNOCKMAP_GEO_SOURCE": "none",
+        "BOX_ALONE": "1",
         "NO_COLOR": "1",
     }
 
