@@ -67,7 +67,7 @@ def check(c: Context) -> None:
 
 @task(
     help={
-        "fast": "Unit tests only: no Docker, no network, under 10 s.",
+        "fast": "Unit tests only: no Docker, no network, some ten seconds.",
         "releases": "Releases of the test boxes, such as trixie,bookworm.",
         "elastic_mirror": "URL of Elastic's apt repository or a mirror of it; default: the doubles of tests/doubles.",
         "elastic_packages": "A folder with Elastic's three .deb files, in place of a mirror.",
