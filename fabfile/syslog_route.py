@@ -12,7 +12,7 @@ from fabfile.engine import fleet
 from fabfile.engine.converge import converge
 from fabfile.engine.fleet import host_task
 from fabfile.engine.report import Report
-from fabfile.engine.resources import File, Package, Resource, Service, User, render
+from fabfile.engine.resources import Command, File, Package, Resource, Service, User, render
 from fabfile.iptables_log import CONFIG, PREFIX
 from fabfile.settings import Settings
 
@@ -55,12 +55,20 @@ def resources(settings: Settings) -> list[Resource]:
     )
     at_boot = config("/etc/tmpfiles.d/knockmap.conf", "tmpfiles.conf")
     service, timer = unit("knockmap-logrotate.service"), unit("knockmap-logrotate.timer")
+    # Ubuntu's rsyslogd is no root: a log that it has to make anew it may only give to a group that it is in.
+    member = Command(
+        f"rsyslogd may give the log to {READER.user}",
+        ("gpasswd", "-a", "syslog", READER.user),
+        unless=("sh", "-c", f"id -nG syslog | grep -qw {READER.user}"),
+        undo=("gpasswd", "-d", "syslog", READER.user),
+        when=("log_owner", "syslog"),
+    )
     return [
         Package("rsyslog", when=RSYSLOG),
         Package("logrotate"),
-        *(READER, CONFIG, LOG, ROTATED, at_boot, rsyslog, syslog_ng),
+        *(READER, member, CONFIG, LOG, ROTATED, at_boot, rsyslog, syslog_ng),
         # Also when somebody removed the log: the daemon would go on writing into the removed file.
-        Service("rsyslog.service", restart_on=(rsyslog, LOG), when=RSYSLOG),
+        Service("rsyslog.service", restart_on=(rsyslog, LOG, member), when=RSYSLOG),
         Service("syslog-ng.service", restart_on=(syslog_ng, LOG), when=SYSLOG_NG),
         *(rotation, service, timer),
         Service("knockmap-logrotate.timer", restart_on=(timer,)),

@@ -153,6 +153,31 @@ def test_a_drop_in_that_rsyslog_refuses_does_not_stay(fab: FabCommand, box: Box)
     assert fab(box, "syslog-route").rc == 0
 
 
+def test_an_rsyslogd_that_is_no_root_makes_the_log_anew_for_its_readers(
+    fab: FabCommand, fresh_box: Box
+) -> None:
+    """As Ubuntu's, which begins as root and goes on as syslog; Debian's unit would not let it."""
+    ubuntus = r"$PrivDropToUser syslog\n$PrivDropToGroup syslog"
+    allowed = r"[Service]\nCapabilityBoundingSet=CAP_SETUID CAP_SETGID\nSystemCallFilter=\n"
+    unit = "/etc/systemd/system/rsyslog.service.d"
+    sh(
+        fresh_box,
+        f"mkdir -p {unit}; printf '{allowed}' >{unit}/test.conf; apt-get install -qq -y rsyslog >/dev/null; "
+        "useradd -r -U -s /usr/sbin/nologin -G adm syslog; chown root:syslog /var/log; chmod 775 /var/log; "
+        f"sed -i '1i {ubuntus}' /etc/rsyslog.conf; rm -f /var/log/syslog; systemctl restart rsyslog",
+    )
+    for task in ("syslog-route", "iptables-log"):
+        done = fab(fresh_box, task)
+        assert done.rc == 0, done.out
+    assert "0 changed, 0 failed" in fab(fresh_box, "syslog-route").last
+    sh(fresh_box, f"rm {LOG}; systemctl restart rsyslog")
+    sent = attack(fresh_box, sources=10, count=20, rate=100)
+    assert len(settled_lines(fresh_box)) == sent.v4 + sent.v6
+    assert fresh_box.run(["stat", "-c", "%U:%G %a", LOG])[1].strip() == "syslog:knockmap 640"
+    assert fab(fresh_box, "undo", "syslog-route").rc == 0
+    assert "knockmap" not in fresh_box.run(["id", "-nG", "syslog"])[1]
+
+
 def test_what_rsyslog_reduces_still_counts(box: Box) -> None:
     """Ubuntu's rsyslog writes `message repeated 5 times`; the log keeps these words, for the collector to expand."""
     sh(box, "sed -i '1i $RepeatedMsgReduction on' /etc/rsyslog.conf; systemctl restart rsyslog")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fabfile.engine.agent import facts, machine
-from fabfile.engine.resources import File, Package, Resource, Service
+from fabfile.engine.resources import Command, File, Package, Resource, Service
 from fabfile.settings import Settings
 from fabfile.syslog_route import LOG, READER, RSYSLOG, SYSLOG_NG, resources
 
@@ -75,7 +75,10 @@ def test_the_log_is_data_for_the_reader_alone() -> None:
 def test_the_daemon_restarts_for_its_drop_in_and_for_a_log_that_was_gone_only() -> None:
     (service,) = (r for r in on(RSYSLOG) if r.name == "rsyslog.service")
     assert isinstance(service, Service)
-    assert [r.name for r in service.restart_on] == ["/etc/rsyslog.d/10-knockmap.conf", LOG.path]
+    assert [r.name for r in service.restart_on[:2]] == ["/etc/rsyslog.d/10-knockmap.conf", LOG.path]
+    # A running process has the groups that it began with.
+    (member,) = service.restart_on[2:]
+    assert isinstance(member, Command) and member.when == ("log_owner", "syslog")
 
 
 def test_rotation_follows_the_settings_and_stays_out_of_the_shared_folder() -> None:
