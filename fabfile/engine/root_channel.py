@@ -202,6 +202,10 @@ class RootChannel(Channel):
 def _sudo_error(c: Any, said: bytes) -> SudoError:
     text = said.decode(errors="replace").replace(PROMPT.decode(), "").strip()
     who = f"{name(c)}: {c.user} is not root"
+    if "password has expired" in text or "Password change required" in text:
+        return SudoError(
+            f"{name(c)}: {c.user} has to choose a new password first; log in once with `ssh` and do so"
+        )
     if "knockmap no-sudo" in text:
         return SudoError(f"{who}, and there is no sudo; log in as root (-H root@{name(c)}) or install sudo")
     if "password is required" in text or "interactive authentication" in text:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -115,7 +116,9 @@ def network_of(address: str) -> str:
 
 def epoch(document: dict[str, Any]) -> int:
     """Seconds since the epoch."""
-    moment = datetime.fromisoformat(str(document["@timestamp"]).replace("Z", "+00:00"))
+    # Logstash's own clock has nanoseconds, which Python 3.10 does not take.
+    stamp = re.sub(r"\.\d+", "", str(document["@timestamp"])).replace("Z", "+00:00")
+    moment = datetime.fromisoformat(stamp)
     return int(moment.replace(tzinfo=moment.tzinfo or timezone.utc).timestamp())
 
 

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -338,6 +339,21 @@ def test_a_folder_where_a_file_shall_be_is_left_alone(run: Run, root: Path) -> N
 )
 def test_apt_says_its_cause_in_one_sentence(output: str, said: str) -> None:
     assert said in packages.apt_cause(output)
+
+
+def test_a_lock_that_another_takes_right_before_apt_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = (100, "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 812 (apt-get)\n")
+    answers = iter([lost, (0, "")])
+    waited: list[str] = []
+    monkeypatch.setattr(packages, "wait_for_locks", waited.append)
+    monkeypatch.setattr(packages, "apt_run_once", lambda *argv: next(answers))
+    monkeypatch.setattr(packages, "time", SimpleNamespace(monotonic=time.monotonic, sleep=waited.append))
+    assert packages.apt_run("package:a", "update") == (0, "")
+    assert waited == ["package:a", 1, "package:a"]
+    monkeypatch.setattr(packages, "LOCK_SECONDS", -1)
+    answers = iter([lost])
+    assert packages.apt_run("package:a", "update") == lost
+    assert "another program held apt's lock /var/lib/apt/lists/lock" in packages.apt_cause(lost[1])
 
 
 def test_the_program_is_one_source_that_answers_over_real_pipes() -> None:

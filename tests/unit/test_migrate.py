@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "files/install_elk"), str(ROOT / "files/collector")]
 
+import documents  # noqa: E402
 import migrate  # noqa: E402
 
 LINES = [b"line %d" % number for number in range(7)]
@@ -71,6 +72,11 @@ def test_a_line_that_does_not_come_is_counted_and_the_rest_comes(
     migrate.bring(iter(LINES))
     assert last(capsys) == {"lines": 7, "new": 6, "lacking": 1}
     assert not list(tmp_path.iterdir())
+
+
+def test_stamps_of_logstashs_own_clock_are_read() -> None:
+    assert documents.epoch({"@timestamp": "2026-11-24T10:00:00.123456789Z"}) == 1795514400
+    assert documents.epoch({"@timestamp": "2026-11-24T10:00:00Z"}) == 1795514400
 
 
 def test_where_nothing_comes_no_more_is_tried(

@@ -199,6 +199,13 @@ def test_a_target_without_sudo_says_so(as_user: SshServer, home: Path) -> None:
         transport.ask(c, ("true",))
 
 
+def test_a_password_that_has_to_be_changed_first_is_said(as_user: SshServer, home: Path) -> None:
+    said = "WARNING: Your password has expired.\nPassword change required but no TTY available."
+    (home / "bin" / "sudo").write_text(f"#!/bin/sh\necho '{said}' >&2; exit 1\n")
+    with connection(as_user, "op") as c, pytest.raises(SudoError, match="choose a new password first"):
+        transport.ask(c, ("true",))
+
+
 def without_python(c: VerifiedConnection, job: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """A target whose python3 lacks a module that nobody has."""
     start = (*transport._START[:-1], transport.LOADER.replace("json shutil", "no_such_module"))

@@ -230,7 +230,8 @@ def preflight(job: dict[str, Any], wants: list[Want], journal: Journal) -> None:
             f"the target's clock is {abs(skew) / 3600:.0f} hours {'ahead' if skew > 0 else 'behind'}, so apt would trust no archive; set it (`timedatectl`) and run again; nothing was touched"
         )
     if run("dpkg", "--audit").stdout.strip():
-        wait_for_locks("target")
+        wait_for_locks("target")  # another may be in the middle of its work
+    if run("dpkg", "--audit").stdout.strip():
         if run("dpkg", "--configure", "-a").returncode:  # a package that was unpacked without what it needs
             apt_get("target", "install", "--fix-broken")
         emit("notice", text="an interrupted dpkg was repaired first (dpkg --configure -a)")

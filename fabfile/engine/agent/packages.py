@@ -64,7 +64,8 @@ class Package(Item):
         for unit in self.stopped(missing):
             run("systemctl", "stop", unit)  # it may not be there (yet)
         debs = brought(self.want)
-        apt_get(self.want["id"], "install", *(debs or self.want["names"]))
+        # Named though it is there, apt would upgrade it, which nobody asked for and nobody could take back.
+        apt_get(self.want["id"], "install", *(debs or missing))
         for deb in debs:
             os.unlink(deb)
         forget_observations()
@@ -180,7 +181,9 @@ def refuse_removals(names: Sequence[str]) -> None:
         )
 
 
+LOCKED = re.compile(r"Could not get lock ([^\s.]+)|Unable to (?:lock|acquire)")
 APT_CAUSES = (  # what apt prints -> what it means to the operator
+    (LOCKED.pattern, f"another program held apt's lock {{0}} for {LOCK_SECONDS} s"),
     (
         r"Temporary failure resolving '?([^' \n]*)",
         "the target cannot resolve {0}: check its DNS (/etc/resolv.conf)",
@@ -213,7 +216,6 @@ APT_CAUSES = (  # what apt prints -> what it means to the operator
 
 def apt_get(id: str, *argv: str) -> None:
     """Run apt-get with its output as progress; waits for locks, refreshes old package lists, explains failures."""
-    wait_for_locks(id)
     said = ""  # apt-get update may fail and still exit with 0: what it said names the cause of what follows
     if argv[0] == "install" and not lists_are_fresh():
         said += apt_run(id, "update")[1]
@@ -251,6 +253,17 @@ def lists_are_fresh() -> bool:
 
 
 def apt_run(id: str, *argv: str) -> tuple[int, str]:
+    """apt-get once all of its locks are free. Another may take one right before it does, as on a machine's first day."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        wait_for_locks(id)
+        rc, output = apt_run_once(id, *argv)
+        if not rc or not LOCKED.search(output) or time.monotonic() > deadline:
+            return rc, output
+        time.sleep(1)
+
+
+def apt_run_once(id: str, *argv: str) -> tuple[int, str]:
     options = (
         "-q",
         "-y",
