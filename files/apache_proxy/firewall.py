@@ -1,7 +1,7 @@
 #!/usr/bin/python3 -IS
 """On the target: let HTTP and HTTPS in where ufw or firewalld would not.
 
-check     succeed if `open` was here, and they are let in or no such firewall is active
+check     succeed if `open` was here, and they are let in or there is no such firewall
 open      make it so, and remember what was opened
 close     take back what `open` opened
 """
@@ -39,8 +39,11 @@ def text_of(path: str) -> str:
 
 
 def ufw_wants(port: int) -> bool:
-    """True if ufw is enabled and has no rule for the port; by its files, since `ufw status` takes long."""
-    if not ufw_is_there() or not re.search(r"^ENABLED=yes", text_of(f"{UFW}/ufw.conf"), re.M):
+    """True if ufw has no rule for the port; by its files, since `ufw status` takes long.
+
+    Also where it is not enabled: who enables it one day would shut the page out.
+    """
+    if not ufw_is_there():
         return False
     # Also in lists (80,443) and profiles ("Apache Full"), which stand there resolved.
     # Open to some sources only (the last address) is not open.

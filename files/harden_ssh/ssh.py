@@ -205,13 +205,11 @@ def facts(port: int) -> dict[str, object]:
 
 
 def ufw_wants(port: int) -> bool:
-    """True if ufw is enabled and has no rule of its own for the port; by its files, since `ufw status` takes long.
+    """True if ufw has no rule of its own for the port; by its files, since `ufw status` takes long.
 
-    Removed, it leaves them behind.
+    Also where it is not enabled: who enables it one day would shut himself out. Removed, it leaves its files behind.
     """
-    if not os.access(UFW_PROGRAM, os.X_OK) or not re.search(
-        r"^ENABLED=yes", text_of(f"{UFW}/ufw.conf"), re.M
-    ):
+    if not os.access(UFW_PROGRAM, os.X_OK):
         return False
     # Allowing what is limited would undo the limit.
     rule = rf"^### tuple ### (allow|limit) (tcp|any) {port} "
@@ -336,9 +334,7 @@ def reload() -> None:
     if mode == "service":
         active = not run("systemctl", "is-active", "-q", "ssh.service").returncode
         must("systemctl", "reload" if active else "start", "ssh.service")
-    elif mode == "generator":
-        must("systemctl", "restart", "ssh.socket")
-    else:
+    elif mode == "socket" or run("systemctl", "restart", "ssh.socket").returncode:
         # Restarting the socket beside a running service is refused and loses the port; reloading the service, too.
         run("systemctl", "stop", "ssh.socket", "ssh.service")
         if run("systemctl", "start", "ssh.socket").returncode:
