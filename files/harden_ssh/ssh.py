@@ -270,6 +270,15 @@ def close_firewall(port: int) -> None:
         remove_state(OPENED)
 
 
+def keep() -> None:
+    """What was let in stays, as if others had; but a ufw that is not enabled never stood in sshd's way."""
+    enabled = re.search(r"^ENABLED=yes", text_of(f"{UFW}/ufw.conf"), re.M)
+    for firewall, port in opened():
+        if firewall == "ufw" and not enabled:
+            run("ufw", "delete", "allow", f"{port}/tcp")
+    remove_state(OPENED)
+
+
 def must(*argv: str) -> None:
     done = run(*argv)
     if done.returncode:
@@ -561,7 +570,7 @@ def main(argv: list[str]) -> None:
     elif verb == "close":
         close_firewall(ports[0])
     elif verb == "keep":
-        remove_state(OPENED)
+        keep()
     elif verb == "disarmed":
         sys.exit(bool(armed()))
     elif verb in ("arm", "disarm"):

@@ -178,6 +178,20 @@ def test_behind_a_jump_host_the_new_login_goes_the_same_way(
     assert login(fresh_box, 22) and login(jump, 22)
 
 
+def test_a_ufw_that_is_not_enabled_yet_will_let_the_new_port_in(fab: FabCommand, fresh_box: Box) -> None:
+    """Ubuntu brings it so. Who enables it some day with the profile OpenSSH (22) must not be shut out."""
+    fresh_box.run(["sh", "-c", "apt-get install -qq -y ufw >/dev/null"])
+    assert fab(fresh_box, "harden-ssh").rc == 0
+    assert "ufw allow 2222/tcp" in fresh_box.run(["ufw", "show", "added"])[1]
+    assert "Status: inactive" in fresh_box.run(["ufw", "status"])[1]
+    assert ", 0 changed, 0 failed, 0 skipped" in fab(fresh_box, "harden-ssh").last
+    fresh_box.run(["sh", "-c", "ufw allow OpenSSH; ufw --force enable"])
+    assert login(fresh_box, 2222)
+    fresh_box.run(["sh", "-c", "ufw delete allow OpenSSH; ufw disable"])
+    assert fab(fresh_box, "undo", "harden_ssh").rc == 0 and login(fresh_box, 22)
+    assert "(None)" in fresh_box.run(["ufw", "show", "added"])[1]
+
+
 def test_ufw_lets_the_new_port_in_before_the_move_and_undo_takes_that_back(
     fab: FabCommand, fresh_box: Box
 ) -> None:
