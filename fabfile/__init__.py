@@ -22,7 +22,8 @@ from fabfile.settings import Settings
 
 fleet.install(words={"undo": "--task"})
 
-# In order of application: the lines get a place of their own before there are any. Each is a module here, a folder under files/, a test module and a heading in the README.
+# In order of application: the lines get a place of their own before there are any.
+# Each is a module here, a folder under files/, a test module and a heading in the README.
 SENSOR = ("harden_ssh", "syslog_route", "iptables_log")
 STACKS = {
     "embedded": ("collector", "dashboard", "apache_proxy"),

@@ -1,7 +1,8 @@
 """The kernel's lines about SYNs stand in /var/log/iptables.log and no other log file, rotated, for one group to read.
 
 rsyslog writes them, or syslog-ng where that is installed; a box that has only the journal gets rsyslog. Stamps are RFC
-3339 in UTC with microseconds. The journal reads the kernel's log by itself and keeps its copy, within its own limits. syslog-ng keeps its own copy in kern.log, since Debian reads our file last there.
+3339 in UTC with microseconds. The journal reads the kernel's log by itself and keeps its copy, within its own limits.
+syslog-ng keeps its own copy in kern.log, since Debian reads our file last there.
 """
 
 from __future__ import annotations
